@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of the streams, described once."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from .description import Direction, Field, Record, Role, Stream
+
+TIME_BITS = 48
+"""Width of a time in the fabric, ps; it wraps in 281 s."""
+SLOT_BITS = 48
+"""Width of a slot number."""
+PHASE_BITS = 20
+"""Width of a phase within a slot, ps; holds periods up to 1000 ns."""
+CHANNEL_BITS = 6
+"""Width of a channel number."""
+CHANNELS = 8
+"""Detector channels a receiver has; valid channel numbers are 0 to 7."""
+PERIOD_FRACTION_BITS = 44
+"""Fraction bits of the slot period, which is ps in 20.44 fixed point."""
+PERIOD_MINIMUM_PS = 800
+"""Shortest slot period, ps."""
+PERIOD_MAXIMUM_PS = 1_000_000
+"""Longest slot period, ps."""
+RECIPROCAL_FRACTION_BITS = 57
+"""The slotter's reciprocal is floor(2^57 / P), P in ps."""
+GAP_MAXIMUM_PS = 1 << 47
+"""Longest gap between two records of the tag stream, ps."""
+STATES_PER_WORD = 16
+"""States in one record of the ``states`` stream."""
+
+
+class TagKind(IntEnum):
+    """What a record of the tag path says."""
+
+    CLICK = 0
+    """A detector clicked."""
+    TIME = 1
+    """Nothing more comes before this time: darkness told from silence."""
+    FRAME = 2
+    """A frame marker: each block latches its counters as it passes."""
+    LOSS = 3
+    """Tags were lost at this time; it opens a blank like a click."""
+
+
+class Basis(IntEnum):
+    """Basis of a state or a detection."""
+
+    Z = 0
+    """Key basis."""
+    X = 1
+    """Test basis."""
+
+
+class Intensity(IntEnum):
+    """Intensity class of a state."""
+
+    SIGNAL = 0
+    DECOY = 1
+
+
+_TIME = Field("time", TIME_BITS, "Time of the event, modulo 2^48 ps.", "ps")
+_CHANNEL = Field("channel", CHANNEL_BITS, "Detector channel; zero where the kind is not a click.")
+_KIND = Field("kind", 4, "What the record says.", codes=TagKind)
+_SLOT = Field("slot", SLOT_BITS, "Slot number.")
+_PHASE = Field("phase", PHASE_BITS, "Time since the slot began, rounded down.", "ps")
+_BASIS = Field("basis", 1, "Basis: 0 is Z (key), 1 is X (test).", codes=Basis)
+_BIT = Field("bit", 1, "Bit value.")
+_INTENSITY = Field("intensity", 1, "Intensity class.", codes=Intensity)
+_TEST = Field("test", 1, "1 where the detection is in the test basis X.")
+
+TAG = Record("tag", 64, (_TIME, _CHANNEL, _KIND), "A stamped event, in time order.")
+SLOT_TAG = Record(
+    "slot_tag", 96, (_SLOT, _CHANNEL, _KIND, _PHASE), "A tag with the slot it fell into."
+)
+GATED_TAG = Record(
+    "gated_tag",
+    96,
+    (
+        _SLOT,
+        _CHANNEL,
+        _KIND,
+        _BASIS,
+        _BIT,
+        Field("window", 1, "Which of the channel's two gate windows accepted it."),
+        _PHASE,
+    ),
+    "A click that a gate window accepted, or a marker.",
+)
+DETECTION = Record(
+    "detection", 56, (_SLOT, _KIND, _BASIS, _BIT), "One detection a slot at most, or a marker."
+)
+COIN = Record(
+    "coin",
+    8,
+    (
+        Field("bit", 1, "Fair coin that decides the bit."),
+        Field("basis", 1, "Fair coin that decides the basis of a cross click."),
+    ),
+    "Fair coins for one multiple click; the next multiple click takes the next record.",
+)
+ANNOUNCEMENT = Record(
+    "announcement",
+    16,
+    (
+        Field("difference", 15, "15 bits of the difference to the last slot announced."),
+        Field("more", 1, "1 where 15 lower bits follow in the next record."),
+    ),
+    "Slot of a detection as difference to the one before (to the block's first slot for the "
+    "first), the highest 15 bits first; nothing about basis or bit.",
+)
+STATE = Record(
+    "state",
+    8,
+    (
+        _BASIS,
+        _BIT,
+        _INTENSITY,
+        Field("present", 1, "1 where the slot was emitted and may be used."),
+    ),
+    "The state sent in one slot; four bits in memory and in the stream's words.",
+)
+STATE_BITS = STATE.used_bits
+STATE_WORD = Record(
+    "state_word",
+    STATES_PER_WORD * STATE_BITS,
+    tuple(
+        Field(f"state_{i}", STATE_BITS, f"State of slot 16 k + {i}, laid out as in `state`.")
+        for i in range(STATES_PER_WORD)
+    ),
+    "States of sixteen slots in a row.",
+)
+RECEIVER_ENTRY = Record(
+    "receiver_entry", 8, (_BASIS, _BIT), "What the receiver keeps of a detection until its bases."
+)
+SENDER_ENTRY = Record(
+    "sender_entry",
+    8,
+    (
+        _BASIS,
+        _BIT,
+        _INTENSITY,
+        Field("present", 1, "0 where the state had expired or the slot was not emitted."),
+    ),
+    "What the sender keeps of an announced slot until the basis phase.",
+)
+BASIS = Record("basis", 8, (_BASIS,), "Basis of a detection, in the order of announcements.")
+REPLY = Record(
+    "reply",
+    8,
+    (
+        Field("keep", 1, "1 where both bases agree and the state is known."),
+        Field("opened", 1, "1 where the sender opens its bit: kept and in the test basis."),
+        Field("bit", 1, "The sender's bit where it is opened, else 0."),
+    ),
+    "The sender's reply to a basis, one each, in order.",
+)
+SENDER_SIFTED = Record(
+    "sender_sifted", 8, (_BIT, _TEST, _INTENSITY), "A kept detection on the sender's side."
+)
+RECEIVER_SIFTED = Record(
+    "receiver_sifted",
+    8,
+    (
+        _BIT,
+        _TEST,
+        Field("error", 1, "In the test basis: 1 where the opened bit differs; else 0."),
+    ),
+    "A kept detection on the receiver's side.",
+)
+HISTOGRAM_BIN = Record(
+    "histogram_bin",
+    32,
+    (Field("count", 32, "Clicks in the bin, saturating."),),
+    "Bins of channel 0 from phase 0 up, then those of channel 1, and so on.",
+)
+TOEPLITZ_WORD = Record(
+    "toeplitz_word",
+    64,
+    (Field("bits", 64, "64 bits of key, seed or hashed key, the first in bit 0."),),
+    "A word of the Toeplitz engine.",
+)
+
+RECORDS: tuple[Record, ...] = (
+    TAG,
+    SLOT_TAG,
+    GATED_TAG,
+    DETECTION,
+    COIN,
+    ANNOUNCEMENT,
+    STATE,
+    STATE_WORD,
+    RECEIVER_ENTRY,
+    SENDER_ENTRY,
+    BASIS,
+    REPLY,
+    SENDER_SIFTED,
+    RECEIVER_SIFTED,
+    HISTOGRAM_BIN,
+    TOEPLITZ_WORD,
+)
+"""Every record, in the order of the manual."""
+
+_S, _R = (Role.SENDER,), (Role.RECEIVER,)
+_BOTH = (Role.SENDER, Role.RECEIVER)
+_IN, _OUT = Direction.TO_BOARD, Direction.TO_HOST
+
+STREAMS: tuple[Stream, ...] = (
+    Stream("tags", _IN, TAG, _R, True, "Stamped events of the detectors, in time order."),
+    Stream("coins", _IN, COIN, _R, True, "The host's random bits for multiple clicks."),
+    Stream("gated", _OUT, GATED_TAG, _R, True, "Accepted tags; instrument mode only."),
+    Stream("histogram", _OUT, HISTOGRAM_BIN, _R, True, "Phase histograms, on command."),
+    Stream("states", _IN, STATE_WORD, _S, True, "States of the slots, from the first slot up."),
+    Stream("announcements", _OUT, ANNOUNCEMENT, _R, False, "Slots of detections, live."),
+    Stream("announcements", _IN, ANNOUNCEMENT, _S, False, "Slots the receiver announced."),
+    Stream("bases", _OUT, BASIS, _R, False, "Bases of the closed block's detections."),
+    Stream("bases", _IN, BASIS, _S, False, "Bases the receiver announced."),
+    Stream("replies", _OUT, REPLY, _S, False, "Keep or drop, with the opened test bits."),
+    Stream("replies", _IN, REPLY, _R, False, "Replies of the sender."),
+    Stream("sifted", _OUT, SENDER_SIFTED, _S, True, "Kept detections, sender's side."),
+    Stream("sifted", _OUT, RECEIVER_SIFTED, _R, True, "Kept detections, receiver's side."),
+    Stream("block_out", _OUT, SENDER_ENTRY, _S, True, "Block memory to the control PC."),
+    Stream("block_in", _IN, SENDER_ENTRY, _S, True, "Block memory from the control PC."),
+    Stream("block_out", _OUT, RECEIVER_ENTRY, _R, True, "Block memory to the control PC."),
+    Stream("block_in", _IN, RECEIVER_ENTRY, _R, True, "Block memory from the control PC."),
+    Stream("toeplitz_key", _IN, TOEPLITZ_WORD, _BOTH, True, "Reconciled key, packed."),
+    Stream("toeplitz_seed", _IN, TOEPLITZ_WORD, _BOTH, True, "Seed, packed by diagonals."),
+    Stream("toeplitz_out", _OUT, TOEPLITZ_WORD, _BOTH, True, "Hashed key."),
+)
+"""Every stream of both stations, in the order of the manual."""
+
+
+def streams(role: Role) -> dict[str, Stream]:
+    """Streams of a station by name."""
+    return {stream.name: stream for stream in STREAMS if role in stream.roles}
+
+
+def reciprocal(period: int) -> int:
+    """Reciprocal that the slotter needs beside its period.
+
+    Parameters
+    ----------
+    period
+        Slot period, ps in 20.44 fixed point.
+
+    Returns
+    -------
+    int
+        floor(2^57 / P) with P in ps: at most 48 bits for any period from 800 ps up.
+
+    Raises
+    ------
+    ValueError
+        If the period lies outside 800 ps to 1000 ns.
+    """
+    one = 1 << PERIOD_FRACTION_BITS
+    if not PERIOD_MINIMUM_PS * one <= period <= PERIOD_MAXIMUM_PS * one:
+        raise ValueError(
+            f"slot period {period / one} ps, allowed are "
+            f"{PERIOD_MINIMUM_PS} to {PERIOD_MAXIMUM_PS} ps"
+        )
+    return (1 << (RECIPROCAL_FRACTION_BITS + PERIOD_FRACTION_BITS)) // period

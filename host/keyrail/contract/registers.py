@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers and counters of both stations, described once."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from .description import Access, ContractError, Counter, Field, Register, Role
+from .records import CHANNELS, PERIOD_FRACTION_BITS, RECIPROCAL_FRACTION_BITS, SLOT_BITS, TIME_BITS
+
+MAGIC = 0x4B52_4C31
+"""Value of register 0: "KRL1"."""
+COUNTER_BITS = 48
+"""Width of every counter of a ledger."""
+GATE_WINDOWS = 2
+"""Gate windows a channel."""
+HISTOGRAM_BINS = 1024
+"""Bins of one channel's phase histogram."""
+KEY_MODE_HISTOGRAM_MINIMUM = 10_000
+"""Clicks a histogram must hold before key mode lets it out."""
+
+
+class Mode(IntEnum):
+    """Mode of a board; switching wipes and discards the open block."""
+
+    INSTRUMENT = 0
+    KEY = 1
+
+
+class BlockCommand(IntEnum):
+    """Commands to the block of key under way."""
+
+    OPEN = 1
+    """Start a block over the slots of block_first_slot to block_last_slot."""
+    CLOSE = 2
+    """The live phase is over; the list of detections is fixed."""
+    BASES = 3
+    """Receiver: send the bases. Sender: answer bases. Only in a closed block."""
+    RESOLVE = 4
+    """Receiver: take the replies. Only after the bases have been sent."""
+    DISCARD = 5
+    """Give the block up and wipe what it held."""
+
+
+class BlockState(IntEnum):
+    """State of the block of key under way."""
+
+    IDLE = 0
+    OPEN = 1
+    CLOSED = 2
+    BASES = 3
+    """Bases are on their way; nothing before this state says anything about a basis."""
+    ANSWERED = 4
+    """Receiver: every basis has been sent."""
+    RESOLVE = 5
+    DONE = 6
+    WIPING = 7
+
+
+class ToeplitzFamily(IntEnum):
+    """Family of Toeplitz functions."""
+
+    PLAIN = 0
+    MODIFIED = 1
+    """Identity-augmented; the default."""
+
+
+class ToeplitzCommand(IntEnum):
+    """Commands to the Toeplitz engine."""
+
+    START = 1
+    """Take in one key and one seed of the sizes set, then hash."""
+    WIPE = 2
+    CLEAR_ERROR = 3
+
+
+_SENDER, _RECEIVER = (Role.SENDER,), (Role.RECEIVER,)
+_BOTH = (Role.SENDER, Role.RECEIVER)
+
+LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
+    "slotter": (
+        _RECEIVER,
+        (
+            Counter("in", "Clicks that entered."),
+            Counter("out", "Clicks that left with a slot."),
+            Counter("before_origin", "Clicks dropped because they came before slot 0."),
+            Counter("out_of_order", "Clicks dropped because they were earlier than the last."),
+            Counter("bad_channel", "Clicks dropped because the channel does not exist."),
+            Counter("inexact", "Clicks dropped because period and reciprocal disagree."),
+        ),
+    ),
+    "blanking": (
+        _RECEIVER,
+        (
+            Counter("in", "Clicks that entered."),
+            Counter("out", "Clicks that left."),
+            Counter("blanked", "Clicks dropped in a blanked slot."),
+        ),
+    ),
+    "gate": (
+        _RECEIVER,
+        (
+            Counter("in", "Clicks that entered."),
+            Counter("out", "Clicks inside a gate window."),
+            Counter("gated_out", "Clicks dropped outside every gate window."),
+        ),
+    ),
+    "squash": (
+        _RECEIVER,
+        (
+            Counter("in", "Clicks that entered."),
+            Counter("out", "Detections that left, one a slot at most."),
+            Counter("merged", "Clicks merged into an earlier one of their slot."),
+            Counter("discarded", "Slots given up: cross clicks under the rule that discards them."),
+            Counter("coin_dry", "Slots given up because no coin was there."),
+            Counter("double_clicks", "Slots with both bits of one basis."),
+            Counter("cross_clicks", "Slots with clicks in both bases."),
+        ),
+    ),
+    "announcer": (
+        _RECEIVER,
+        (
+            Counter("in", "Detections that entered."),
+            Counter("out", "Detections announced and kept in block memory."),
+            Counter("outside_block", "Detections dropped outside the open block."),
+            Counter("memory_full", "Detections dropped because block memory was full."),
+        ),
+    ),
+    "state_memory": (
+        _SENDER,
+        (
+            Counter("in", "Slots announced."),
+            Counter("out", "Slots answered with the state sent."),
+            Counter("expired", "Slots past the horizon; they count as not present."),
+            Counter("ahead", "Slots not yet fed; they count as not present."),
+            Counter("absent", "Slots that were fed as not emitted."),
+            Counter("memory_full", "Slots dropped because block memory was full."),
+        ),
+    ),
+    "sifter": (
+        _SENDER,
+        (
+            Counter("in", "Bases that came."),
+            Counter("out", "Detections kept."),
+            Counter("mismatch", "Detections dropped because the bases differ."),
+            Counter("absent", "Detections dropped because the state was not known."),
+            Counter("surplus", "Bases answered with drop because the block had no more entries."),
+        ),
+    ),
+    "resolver": (
+        _RECEIVER,
+        (
+            Counter("in", "Replies that came."),
+            Counter("out", "Detections kept."),
+            Counter("dropped", "Detections the sender dropped."),
+            Counter("contradicted", "Replies that contradict the basis; they fail the block."),
+            Counter("surplus", "Replies dropped because the block had no more entries."),
+        ),
+    ),
+    "sender_tally": (
+        _SENDER,
+        (
+            Counter("z_signal", "Kept detections in Z of the signal intensity."),
+            Counter("z_decoy", "Kept detections in Z of the decoy intensity."),
+            Counter("x_signal", "Kept detections in X of the signal intensity."),
+            Counter("x_decoy", "Kept detections in X of the decoy intensity."),
+            Counter("x_zero", "Kept detections in X where 0 was sent."),
+            Counter("x_one", "Kept detections in X where 1 was sent."),
+        ),
+    ),
+    "receiver_tally": (
+        _RECEIVER,
+        (
+            Counter("z", "Kept detections in Z."),
+            Counter("x_zero", "Kept detections in X where 0 was sent."),
+            Counter("x_one", "Kept detections in X where 1 was sent."),
+            Counter("x_zero_error", "Kept detections in X where 0 was sent and 1 detected."),
+            Counter("x_one_error", "Kept detections in X where 1 was sent and 0 detected."),
+        ),
+    ),
+}
+"""Counters by block: the stations that have the block, and its counters."""
+
+
+def _value(bits: int, meaning: str, unit: str = "", codes: type[IntEnum] | None = None) -> Field:
+    return Field("value", bits, meaning, unit, codes)
+
+
+def _build() -> tuple[Register, ...]:
+    registers: list[Register] = []
+    offset = 0
+
+    def add(
+        name: str,
+        fields: tuple[Field, ...],
+        access: Access,
+        meaning: str,
+        roles: tuple[Role, ...] = _BOTH,
+        reset: int = 0,
+    ) -> None:
+        nonlocal offset
+        register = Register(name, offset, fields, access, meaning, roles, reset)
+        registers.append(register)
+        offset += register.words
+
+    def start(at: int) -> None:
+        nonlocal offset
+        if offset > at:
+            raise ContractError(f"registers run past {at:#x}")
+        offset = at
+
+    read, write, command = Access.READ, Access.READ_WRITE, Access.COMMAND
+
+    def one(bits: int, meaning: str) -> tuple[Field, ...]:
+        return (_value(bits, meaning),)
+
+    # Identity comes first, so that a host can always ask what it talks to.
+    add("magic", one(32, "0x4B524C31."), read, "Answers a known value.", reset=MAGIC)
+    add("contract_version", one(32, "Version number."), read, "Version of the contract.")
+    add("contract_hash", one(64, "First 64 bits of SHA-256."), read, "Hash of the contract.")
+    add("gateware_version", one(32, "Version number."), read, "Version of the gateware.")
+    add("role", (_value(2, "1 sender, 2 receiver.", codes=Role),), read, "Role of the station.")
+    add(
+        "configuration",
+        (
+            Field("toeplitz_input_log2", 8, "Largest Toeplitz input is 2^this bits."),
+            Field("toeplitz_output_log2", 8, "Largest Toeplitz output is 2^this bits."),
+            Field("block_memory_log2", 8, "Block memory on the board holds 2^this detections."),
+            Field("horizon_log2", 8, "Sender: the state memory holds 2^this slots; else 0."),
+        ),
+        read,
+        "What the gateware was built with.",
+    )
+    start(0x10)
+    add("mode", (_value(1, "Mode.", codes=Mode),), write, "Mode; switching wipes the board.")
+    add("wipe", one(1, "Any value."), command, "Overwrite every memory that held a secret.")
+    add(
+        "status",
+        (
+            Field("busy", 1, "1 while any block of the board still works."),
+            Field("wiped", 1, "1 when the last wipe is complete and nothing secret came since."),
+            Field("refused", 1, "1 when a command was refused since the last wipe or reset."),
+        ),
+        read,
+        "State of the board.",
+    )
+    start(0x20)
+    add(
+        "block_command",
+        (_value(3, "Command.", codes=BlockCommand),),
+        command,
+        "Command to the block; one that its state does not allow is refused.",
+    )
+    add("block_state", (_value(3, "State.", codes=BlockState),), read, "State of the block.")
+    add("block_first_slot", one(SLOT_BITS, "Slot number."), write, "First slot of the block.")
+    add("block_last_slot", one(SLOT_BITS, "Slot number."), write, "Last slot of the block.")
+    add("block_on_host", one(1, "1: yes."), write, "Block memory lies in the control PC.")
+    add("block_count", one(32, "Detections."), read, "Detections in the block so far.")
+    start(0x30)
+    add("toeplitz_n", one(32, "Bits."), write, "Input bits of the next hash.")
+    add("toeplitz_m", one(32, "Bits."), write, "Output bits of the next hash.")
+    add(
+        "toeplitz_family",
+        (_value(1, "Family.", codes=ToeplitzFamily),),
+        write,
+        "Family of the next hash.",
+        reset=ToeplitzFamily.MODIFIED,
+    )
+    add(
+        "toeplitz_command",
+        (_value(2, "Command.", codes=ToeplitzCommand),),
+        command,
+        "Command to the Toeplitz engine.",
+    )
+    add(
+        "toeplitz_status",
+        (
+            Field("busy", 1, "1 from start to the wipe that ends a hash."),
+            Field("wiped", 1, "1 while key, seed and sums are overwritten."),
+            Field("error", 8, "Sticky errors: bit 0 size out of range, bit 1 start while busy."),
+        ),
+        read,
+        "State of the Toeplitz engine.",
+    )
+
+    start(0x40)
+    add(
+        "tag_path_reset",
+        one(1, "Any value."),
+        command,
+        "Restart slotter, blanking, gate, squash and announcer, and clear their counters.",
+        _RECEIVER,
+    )
+    add(
+        "slotter_period",
+        (_value(20 + PERIOD_FRACTION_BITS, "20.44 fixed point.", "ps"),),
+        write,
+        "Slot period; set while the tag path is empty.",
+        _RECEIVER,
+        10_000 << PERIOD_FRACTION_BITS,
+    )
+    add(
+        "slotter_reciprocal",
+        (_value(48, "Fixed point, 57 fraction bits.", "1/ps"),),
+        write,
+        "floor(2^57 / P), P the slot period in ps.",
+        _RECEIVER,
+        (1 << RECIPROCAL_FRACTION_BITS) // 10_000,
+    )
+    add(
+        "slotter_origin",
+        (_value(TIME_BITS, "Time.", "ps"),),
+        write,
+        "Time at which slot 0 begins.",
+        _RECEIVER,
+    )
+    add(
+        "blanking_slots",
+        one(16, "Slots."),
+        write,
+        "Slots that stay blanked after each raw click; 0 blanks nothing.",
+        _RECEIVER,
+    )
+    add(
+        "squash_discard_cross",
+        one(1, "1: discard."),
+        write,
+        "Rule for cross clicks: 0 assigns basis and bit by coins, 1 discards the slot.",
+        _RECEIVER,
+    )
+    add(
+        "histogram_shift",
+        one(4, "Bits."),
+        write,
+        "A histogram bin is 2^this ps wide.",
+        _RECEIVER,
+        4,
+    )
+    add(
+        "histogram_command",
+        one(1, "Any value."),
+        command,
+        "Send the phase histograms and clear them; refused in key mode below 10^4 clicks.",
+        _RECEIVER,
+    )
+    start(0x60)
+    for channel in range(CHANNELS):
+        for window in range(GATE_WINDOWS):
+            add(
+                f"gate_{channel}_{window}",
+                (
+                    Field("start", 20, "First phase accepted.", "ps"),
+                    Field("stop", 20, "First phase past the window; below start it wraps.", "ps"),
+                    Field("enable", 1, "1: the window is open."),
+                    Field("basis", 1, "Basis of a click in it."),
+                    Field("bit", 1, "Bit of a click in it."),
+                ),
+                write,
+                f"Gate window {window} of channel {channel}.",
+                _RECEIVER,
+            )
+    start(0x90)
+    add(
+        "states_first_slot",
+        one(SLOT_BITS, "Slot number, a multiple of 16."),
+        write,
+        "Slot of the first state fed after the block is opened.",
+        _SENDER,
+    )
+    add("states_next_slot", one(SLOT_BITS, "Slot."), read, "Slot of the next state fed.", _SENDER)
+
+    start(0x100)
+    for block, (roles, counters) in LEDGERS.items():
+        for counter in counters:
+            live = one(COUNTER_BITS, "Count.")
+            add(f"{block}_{counter.name}", live, read, counter.meaning, roles)
+            add(
+                f"{block}_{counter.name}_at_frame",
+                live,
+                read,
+                f"{block}_{counter.name} when the last frame marker passed.",
+                roles,
+            )
+    return tuple(registers)
+
+
+REGISTERS: tuple[Register, ...] = _build()
+"""Every register of both stations, by rising offset."""
+
+
+def registers(role: Role) -> dict[str, Register]:
+    """Registers of a station by name."""
+    return {register.name: register for register in REGISTERS if role in register.roles}

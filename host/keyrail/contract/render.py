@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views of the contract for C and for people: ``python -m keyrail.contract.render``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from enum import IntEnum
+
+from .description import Field, Record, Role
+from .identity import CONTRACT_HASH, CONTRACT_VERSION
+from .records import RECORDS, STREAMS, TagKind
+from .registers import (
+    MAGIC,
+    REGISTERS,
+    BlockCommand,
+    BlockState,
+    Mode,
+    ToeplitzCommand,
+    ToeplitzFamily,
+)
+
+ENUMERATIONS: tuple[type[IntEnum], ...] = (
+    Role,
+    Mode,
+    TagKind,
+    BlockCommand,
+    BlockState,
+    ToeplitzCommand,
+    ToeplitzFamily,
+)
+
+
+def _masks(prefix: str, fields: Iterable[Field]) -> list[str]:
+    lines, shift = [], 0
+    for field in fields:
+        name = f"{prefix}_{field.name}".upper()
+        lines.append(f"#define {name}_SHIFT {shift}")
+        lines.append(f"#define {name}_MASK 0x{(1 << field.bits) - 1:x}ull")
+        shift += field.bits
+    return lines
+
+
+def c_header() -> str:
+    """C header with identity, enumerations, register offsets and field positions."""
+    lines = [
+        "/* SPDX-License-Identifier: Apache-2.0 */",
+        "/* Generated from keyrail.contract by `make contract`; do not edit. */",
+        "#ifndef KEYRAIL_CONTRACT_H",
+        "#define KEYRAIL_CONTRACT_H",
+        "",
+        f"#define KEYRAIL_MAGIC 0x{MAGIC:08x}u",
+        f"#define KEYRAIL_CONTRACT_VERSION {CONTRACT_VERSION}u",
+        f"#define KEYRAIL_CONTRACT_HASH 0x{CONTRACT_HASH:016x}ull",
+        "",
+    ]
+    for enumeration in ENUMERATIONS:
+        stem = "".join(f"_{c}" if c.isupper() else c for c in enumeration.__name__).upper()
+        lines += [f"#define KEYRAIL{stem}_{c.name} {c.value}u" for c in enumeration] + [""]
+    lines.append("/* Registers: offsets in 32-bit words; a pair has its low word first. */")
+    for register in REGISTERS:
+        stem = f"KEYRAIL_REGISTER_{register.name.upper()}"
+        lines.append(f"#define {stem} 0x{register.offset:03x}u")
+        if len(register.fields) > 1:
+            lines += _masks(stem, register.fields)
+    lines += ["", "/* Records: sizes in bytes; shifts count from bit 0 of the record. */"]
+    for record in RECORDS:
+        stem = f"KEYRAIL_RECORD_{record.name.upper()}"
+        lines += [f"#define {stem}_BYTES {record.bytes}u", *_masks(stem, record.fields)]
+    return "\n".join([*lines, "", "#endif", ""])
+
+
+def _record_table(record: Record) -> list[str]:
+    rows = ["| bits | field | unit | meaning |", "|---|---|---|---|"]
+    for field in record.fields:
+        low = record.offset(field.name)
+        span = f"{low + field.bits - 1}..{low}" if field.bits > 1 else f"{low}"
+        rows.append(f"| {span} | `{field.name}` | {field.unit} | {field.meaning} |")
+    if record.used_bits < record.bits:
+        rows.append(f"| {record.bits - 1}..{record.used_bits} | | | reserved, zero |")
+    return rows
+
+
+def _codes(codes: type[IntEnum]) -> str:
+    return ", ".join(f"{c.value} {c.name}" for c in codes)
+
+
+def manual() -> str:
+    """The chapter of the manual on registers, streams and records, in Markdown."""
+    lines = [
+        "# Registers, streams and records",
+        "",
+        "Generated from `keyrail.contract` by `make contract`; do not edit.",
+        "",
+        f"Contract version {CONTRACT_VERSION}, hash `{CONTRACT_HASH:016x}`. A host refuses a "
+        "board whose registers `contract_version` and `contract_hash` say otherwise.",
+        "",
+        "## Streams",
+        "",
+        "Each is one bulk endpoint. *Secret* streams stay inside the station (board and control "
+        "PC).",
+        "",
+        "| stream | stations | direction | record | secret | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for stream in STREAMS:
+        roles = ", ".join(role.name.lower() for role in stream.roles)
+        secret = "yes" if stream.secret else "no"
+        lines.append(
+            f"| `{stream.name}` | {roles} | {stream.direction.value} | `{stream.record.name}` "
+            f"| {secret} | {stream.meaning} |"
+        )
+    lines += ["", "## Records", ""]
+    for record in RECORDS:
+        lines += [f"### `{record.name}` ({record.bytes} bytes)", "", record.meaning, ""]
+        lines += [*_record_table(record), ""]
+    lines += [
+        "## Registers",
+        "",
+        "Offsets count 32-bit words. A value of more than 32 bits takes two words: read the low "
+        "word first (it latches the high one); a write takes effect with the high word.",
+        "",
+        "| offset | register | stations | access | reset | fields | meaning |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for register in REGISTERS:
+        roles = ", ".join(role.name.lower() for role in register.roles)
+        shift, fields = 0, []
+        for field in register.fields:
+            span = f"{shift + field.bits - 1}..{shift}" if field.bits > 1 else f"{shift}"
+            text = f"{span} `{field.name}`" + (f" ({field.unit})" if field.unit else "")
+            codes = f": {_codes(field.codes)}" if field.codes else ""
+            fields.append(f"{text} {field.meaning}{codes}")
+            shift += field.bits
+        lines.append(
+            f"| {register.offset:#05x} | `{register.name}` | {roles} | {register.access.value} "
+            f"| {register.reset:#x} | {'<br>'.join(fields)} | {register.meaning} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: list[str]) -> int:
+    """Print the view that is asked for: ``header`` or ``manual``."""
+    views = {"header": c_header, "manual": manual}
+    if len(arguments) != 1 or arguments[0] not in views:
+        print("usage: python -m keyrail.contract.render header|manual", file=sys.stderr)
+        return 2
+    print(views[arguments[0]](), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

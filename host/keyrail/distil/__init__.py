@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Error reconciliation, verification, key length and privacy amplification."""

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benches share: build a block under a simulator, drive and watch its streams.
+
+A bench file holds cocotb benches (coroutines decorated with ``@cocotb.test()``, whose names do
+not begin with ``test_``) and one pytest function that calls `run` for the block.
+"""
+
+import hashlib
+import inspect
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keyrail.contract import Record
+from keyrail.layouts import Structured, dtype, pack
+
+BUILD = Path(__file__).parents[2] / "build" / "benches"
+SEED = int(os.environ.get("KEYRAIL_SEED", "20260101"))
+
+
+# -- building and running, in pytest's process ---------------------------------------------------
+
+
+def simulators() -> list[str]:
+    """Simulators to run benches under: Verilator, and Icarus where it is installed."""
+    return ["verilator"] + (["icarus"] if shutil.which("iverilog") else [])
+
+
+def run(
+    component: Any,
+    simulator: str,
+    module: str,
+    name: str | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> None:
+    """Convert `component` to Verilog, build it and run the cocotb benches of `module`.
+
+    `parameters` reach the benches through `parameter`. Raises if a bench fails.
+    """
+    from amaranth.back import verilog
+    from cocotb_tools.runner import get_results, get_runner
+
+    from keyrail_sim.verilate import verilator_environment
+
+    name = name or type(component).__name__.lower()
+    environment = verilator_environment()
+    os.environ.update(environment)
+    text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    build = BUILD / simulator / f"{name}-{digest}"
+    build.mkdir(parents=True, exist_ok=True)
+    source = build / f"{name}.v"
+    source.write_text(text)
+    runner = get_runner(simulator)
+    arguments = ["-Wno-fatal", "-O3", "--x-initial", "0"] if simulator == "verilator" else []
+    runner.build(
+        sources=[source],
+        hdl_toplevel=name,
+        build_dir=build,
+        build_args=arguments,
+        timescale=("1ns", "1ps"),
+        log_file=build / "build.log",
+    )
+    results = runner.test(
+        hdl_toplevel=name,
+        test_module=module,
+        build_dir=build,
+        test_dir=build,
+        results_xml=str(build / f"results-{module}.xml"),
+        log_file=build / f"{module}.log",
+        extra_env={
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *map(str, _path())]),
+            "KEYRAIL_SEED": str(SEED),
+            **{f"KEYRAIL_{k.upper()}": str(v) for k, v in (parameters or {}).items()},
+        },
+    )
+    count, failed = get_results(results)
+    log = (build / f"{module}.log").read_text()[-4000:]
+    assert count > 0, f"{module} holds no bench\n{log}"
+    assert failed == 0, f"{failed} of {count} benches failed\n{log}"
+
+
+def _path() -> Iterable[str]:
+    import sys
+
+    return [entry for entry in sys.path if entry]
+
+
+def parameter(name: str, default: str = "") -> str:
+    """A parameter that `run` handed to the benches."""
+    return os.environ.get(f"KEYRAIL_{name.upper()}", default)
+
+
+# -- driving and watching, in the simulator's process --------------------------------------------
+
+
+def words(record: Record, values: Structured) -> list[int]:
+    """Records as the integers that a stream's payload takes."""
+    raw = pack(record, values).tobytes()
+    size = record.bytes
+    return [int.from_bytes(raw[i : i + size], "little") for i in range(0, len(raw), size)]
+
+
+def structured(record: Record, payloads: list[int]) -> Structured:
+    """Payload integers as a structured array; the reverse of `words`."""
+    values = np.zeros(len(payloads), dtype(record))
+    for field in record.fields:
+        shift, mask = record.offset(field.name), (1 << field.bits) - 1
+        values[field.name] = [payload >> shift & mask for payload in payloads]
+    return values
+
+
+def generator(*purpose: object) -> np.random.Generator:
+    """A seeded generator for one bench; the seed is that of the whole run and the purpose."""
+    text = repr((SEED, *purpose)).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+
+
+async def start(dut: Any) -> None:
+    """Start the clock (10 ns) and reset the block; stream inputs are idle."""
+    import cocotb
+    from cocotb.clock import Clock
+
+    for signal in dut:
+        if signal._name.endswith("__valid") and _is_input(dut, signal._name, "valid"):
+            signal.value = 0
+        if signal._name.endswith("__ready") and _is_input(dut, signal._name, "ready"):
+            signal.value = 0
+    cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
+    await reset(dut)
+
+
+def _is_input(dut: Any, name: str, kind: str) -> bool:
+    stem = name.rsplit("__", 1)[0]
+    outward = stem == "o" or stem.startswith(("o_", "out")) or stem in OUTPUTS
+    return outward == (kind == "ready")
+
+
+OUTPUTS: set[str] = set()
+"""Names of output streams that do not begin with ``o``; a bench adds those of its block."""
+
+
+async def reset(dut: Any, clocks: int = 2) -> None:
+    """Hold reset for some clocks."""
+    from cocotb.triggers import FallingEdge
+
+    await FallingEdge(dut.clk)
+    dut.rst.value = 1
+    for _ in range(clocks):
+        await FallingEdge(dut.clk)
+    dut.rst.value = 0
+
+
+class Source:
+    """Drives a stream with random pauses; `valid` never waits for `ready`.
+
+    Parameters
+    ----------
+    dut, name
+        Block and stream.
+    share
+        Share of clocks in which a new payload is offered, 0 to 1.
+    """
+
+    def __init__(self, dut: Any, name: str, share: float = 1.0) -> None:
+        self.valid = getattr(dut, f"{name}__valid")
+        self.ready = getattr(dut, f"{name}__ready")
+        self.payload = getattr(dut, f"{name}__payload", None)
+        self.clk = dut.clk
+        self.share = share
+        self.random = random.Random(repr((SEED, name, share)))
+        self.sent = 0
+
+    async def send(self, payloads: Iterable[int]) -> None:
+        """Send payloads, one after the other, until the last was taken."""
+        from cocotb.triggers import FallingEdge, ReadOnly
+
+        for payload in payloads:
+            while self.random.random() >= self.share:
+                await FallingEdge(self.clk)
+            self.valid.value = 1
+            if self.payload is not None:
+                self.payload.value = payload
+            while True:
+                await ReadOnly()
+                taken = bool(self.ready.value)
+                await FallingEdge(self.clk)
+                if taken:
+                    break
+            self.sent += 1
+            self.valid.value = 0
+
+
+class Sink:
+    """Takes a stream with random back-pressure, and checks the rules of streams.
+
+    Once `valid` is up it stays, with the same payload, until the transfer; otherwise the bench
+    fails.
+
+    Parameters
+    ----------
+    dut, name
+        Block and stream.
+    share
+        Share of clocks in which it is ready, 0 to 1.
+    """
+
+    def __init__(self, dut: Any, name: str, share: float = 1.0) -> None:
+        import cocotb
+
+        self.valid = getattr(dut, f"{name}__valid")
+        self.ready = getattr(dut, f"{name}__ready")
+        self.payload = getattr(dut, f"{name}__payload")
+        self.rst = dut.rst
+        self.clk = dut.clk
+        self.share = share
+        self.random = random.Random(repr((SEED, name, share, "sink")))
+        self.received: list[int] = []
+        self.name = name
+        self.idle = 0
+        cocotb.start_soon(self._run())
+
+    async def _run(self) -> None:
+        from cocotb.triggers import FallingEdge, ReadOnly
+
+        held: int | None = None
+        while True:
+            self.ready.value = int(self.random.random() < self.share)
+            await ReadOnly()
+            valid, ready = bool(self.valid.value), bool(self.ready.value)
+            if bool(self.rst.value):
+                held = None
+            else:
+                payload = int(self.payload.value) if valid else None
+                assert held is None or payload == held, (
+                    f"{self.name}: offer changed from {held:#x} to {payload} before its transfer"
+                )
+                held = payload if not ready else None
+                self.idle = 0 if valid else self.idle + 1
+                if valid and ready:
+                    assert payload is not None
+                    self.received.append(payload)
+            await FallingEdge(self.clk)
+
+
+async def until(dut: Any, condition: Callable[[], bool], limit: int = 200_000) -> None:
+    """Wait until `condition` holds; fails after `limit` clocks."""
+    from cocotb.triggers import FallingEdge
+
+    for _ in range(limit):
+        if condition():
+            return
+        await FallingEdge(dut.clk)
+    raise AssertionError(f"not done within {limit} clocks: {inspect.getsource(condition).strip()}")
+
+
+async def settle(dut: Any, *sinks: Sink, quiet: int = 64, limit: int = 200_000) -> None:
+    """Wait until all sinks have seen nothing for `quiet` clocks."""
+    for sink in sinks:
+        sink.idle = 0
+    await until(dut, lambda: all(sink.idle >= quiet for sink in sinks), limit)
+
+
+def ledger(dut: Any, block: str, when: str = "live") -> dict[str, int]:
+    """Counters of a block's ledger, read from its ``counts`` port (``live`` or ``at_frame``)."""
+    from keyrail.contract import COUNTER_BITS, LEDGERS
+
+    value = int(getattr(dut, f"counts__{when}").value)
+    mask = (1 << COUNTER_BITS) - 1
+    return {
+        counter.name: value >> (COUNTER_BITS * index) & mask
+        for index, counter in enumerate(LEDGERS[block][1])
+    }
