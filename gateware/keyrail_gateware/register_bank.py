@@ -103,9 +103,7 @@ class RegisterBank(wiring.Component):
                     register.name
                 ].as_value()
                 strobe = (
-                    [self.strobes[register.name].eq(1)]
-                    if register.access is Access.COMMAND
-                    else []
+                    [self.strobes[register.name].eq(1)] if register.access is Access.COMMAND else []
                 )
                 if register.words == 1:
                     with m.Case(register.offset):

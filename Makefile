@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
+.DELETE_ON_ERROR:
+.PHONY: help env tools demo test lint format types contract lock bench clean
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/
+# Arguments for the demo, such as DEMO="--distance 50 --seed 7".
+DEMO ?=
+# Arguments for pytest, such as TESTS=tests/host.
+TESTS ?= tests
+
+help: ## List the commands.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+tools:
+	@missing=0; \
+	for tool in g++ make perl; do \
+	  command -v $$tool >/dev/null 2>&1 || { \
+	    echo "$$tool is missing: install the system package $$tool" >&2; missing=1; }; \
+	done; \
+	command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "$(PYTHON) is missing: install the system packages python3 and python3-venv" >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than 3.11: install a newer one, then PYTHON=python3.11 make ..." >&2; missing=1; }; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make environments: install the system package python3-venv" >&2; missing=1; }; \
+	exit $$missing
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+env: tools $(VENV)/.installed ## Install everything from PyPI, pinned, into .venv/.
+
+demo: env ## From photons to identical secret keys, through the real gateware.
+	$(RUN)keyrail demo --report keyrail-demo.html --json keyrail-demo.json $(DEMO)
+
+test: env ## Run every test.
+	$(RUN)pytest -n 2 $(TESTS)
+
+lint: env ## Check style, types and generated files.
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+	$(RUN)python -m keyrail.contract.render header | diff -u firmware/keyrail_contract.h -
+	$(RUN)python -m keyrail.contract.render manual | diff -u docs/registers.md -
+
+format: env ## Format the sources.
+	$(RUN)ruff check --fix .
+	$(RUN)ruff format .
+
+contract: env ## Write the views of the contract: C header and register chapter.
+	$(RUN)python -m keyrail.contract.render header > firmware/keyrail_contract.h
+	$(RUN)python -m keyrail.contract.render manual > docs/registers.md
+
+figure-%: env ## Measure and write docs/figures/NAME.json (simulation).
+	$(RUN)python -m keyrail_sim.figures $* > docs/figures/$*.json.new
+	mv docs/figures/$*.json.new docs/figures/$*.json
+
+lock: ## Write requirements.lock anew from the bounds in pyproject.toml.
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet hatchling editables -e '.[dev]'
+	{ echo "# SPDX-License-Identifier: Apache-2.0"; \
+	  echo "# Every package of the development environment, pinned: written by \`make lock\`."; \
+	  build/lock/bin/python -m pip freeze --exclude-editable; } > requirements.lock
+
+clean: ## Remove what was built, except .venv/.
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded tags of real detectors through the receiver's tag path: ``keyrail replay``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keyrail import acquire, board, recordings, tag_path
+from keyrail.contract import (
+    CHANNELS,
+    GATED_TAG,
+    PERIOD_FRACTION_BITS,
+    Mode,
+    TagKind,
+)
+from keyrail.errors import SettingError
+from keyrail.layouts import Structured, pack
+
+BACKENDS = {"rtl": "sim:bob", "model": "sim-model:bob"}
+"""Boards by the name of the back end."""
+SLOT_OFFSETS = 8
+"""Tags are counted by slot number modulo this: a sync divided by 8 shows as one full offset."""
+CHUNK = 1 << 16
+"""Records sent to the board at once."""
+
+
+@dataclass
+class Replay:
+    """What a recording looks like behind the receiver's tag path.
+
+    Attributes
+    ----------
+    recording
+        What was read.
+    acquisition
+        Period and phase recovered from it.
+    backend
+        ``rtl`` or ``model``.
+    tags_in, tags_out
+        Clicks sent to the board, and accepted by a gate window.
+    dropped
+        Clicks dropped, by ``block: reason``; with `tags_out` they account for every click.
+    gates
+        By channel: first phase accepted and first phase past the window, ps.
+    slot_offsets
+        By channel: accepted tags by slot number modulo 8, shape (8,).
+    histogram
+        Clicks by channel and phase bin, before the gate, shape (channels, bins).
+    bin_ps
+        Width of a bin, ps.
+    stream_sha256
+        SHA-256 of each stream's bytes, by stream: equal on RTL and model.
+    gated
+        The accepted tags.
+    """
+
+    recording: recordings.Recording
+    acquisition: acquire.Acquisition
+    backend: str
+    tags_in: int
+    tags_out: int
+    dropped: dict[str, int]
+    gates: dict[int, tuple[int, int]]
+    slot_offsets: dict[int, list[int]]
+    histogram: npt.NDArray[np.int64]
+    bin_ps: int
+    stream_sha256: dict[str, str]
+    gated: Structured = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Result for JSON; ``visibility`` is by channel, ``dropped`` is the sum of reasons."""
+        found = self.acquisition
+        return {
+            "file": Path(self.recording.path).name,
+            "format": self.recording.format,
+            "backend": self.backend,
+            "events": self.recording.events,
+            "dummies": self.recording.dummies,
+            "void": self.recording.void,
+            "multi_clicks": self.recording.multi_clicks,
+            "tags_in": self.tags_in,
+            "tags_out": self.tags_out,
+            "dropped": sum(self.dropped.values()),
+            "dropped_by_reason": self.dropped,
+            "out_of_order": self.recording.out_of_order,
+            "period_ps": found.period_ps,
+            "period_ps_uncertainty": found.period_ps_uncertainty,
+            "period_may_be_divided": found.divided,
+            "period_note": found.note,
+            "visibility": {str(c): v for c, v in found.visibility_by_channel.items()},
+            "gates": {
+                str(channel): {"start_ps": start, "stop_ps": stop}
+                for channel, (start, stop) in self.gates.items()
+            },
+            "tags_per_slot_offset": {str(c): v for c, v in self.slot_offsets.items()},
+            "stream_sha256": self.stream_sha256,
+        }
+
+
+def replay(
+    path: str | Path,
+    backend: str = "rtl",
+    channels: Sequence[int] | None = None,
+    frequency_hint: float | None = None,
+    file_format: str | None = None,
+    progress: Callable[[str, float], None] = lambda stage, share: None,
+) -> Replay:
+    """Send a recording through the tag path of a simulated receiver.
+
+    The first pass fills the phase histogram with every gate open; the gates are chosen from it,
+    and the second pass applies them.
+
+    Parameters
+    ----------
+    path
+        Recording (`recordings.read`).
+    backend
+        ``rtl`` for the gateware, ``model`` for its twin.
+    channels
+        Channels to use; all by default.
+    frequency_hint
+        Pulse frequency, Hz, if it is known; found without it otherwise.
+    file_format
+        Format of the file where its name does not tell.
+    progress
+        Called with the stage and its share done, 0 to 1.
+
+    Returns
+    -------
+    Replay
+        Result.
+
+    Raises
+    ------
+    KeyrailError
+        If the file cannot be read, has no pulse period, or a setting is out of range.
+    """
+    if backend not in BACKENDS:
+        raise SettingError("backend", backend, " or ".join(BACKENDS))
+    progress("reading", 0)
+    recording = recordings.read(path, file_format)
+    times, numbers = recording.times, recording.channels
+    present = sorted({int(c) for c in np.unique(numbers)})
+    if channels is not None:
+        for channel in channels:
+            if channel not in present:
+                raise SettingError(
+                    "channels", channel, f"a channel of the file: {', '.join(map(str, present))}"
+                )
+        chosen = np.isin(numbers, channels)
+        times, numbers = times[chosen], numbers[chosen]
+        present = sorted(channels)
+    beyond = [channel for channel in present if channel >= CHANNELS]
+    if beyond:
+        raise SettingError(
+            "channel",
+            beyond[0],
+            f"0 to {CHANNELS - 1}, the channels of a receiver; choose with --channels",
+        )
+    progress("finding the pulse period", 0)
+    found = acquire.acquire(times, numbers, frequency_hint=frequency_hint)
+    period = found.period_fixed
+
+    progress("opening the board", 0)
+    digests = {name: hashlib.sha256() for name in ("gated", "histogram")}
+    with board.open(BACKENDS[backend]) as receiver:
+        receiver.write("mode", Mode.INSTRUMENT)
+        # Slot 0 begins well before the first tag, so that every pulse lies inside its slot.
+        origin = found.origin_ps
+        tag_path.set_slots(receiver, period, origin)
+        tag_path.open_gates(receiver, present, period)
+        _send(receiver, times, numbers, "first pass: histogram", progress)
+        receiver.receive("gated")
+        histogram = tag_path.read_histogram(receiver)
+        assert histogram is not None, "instrument mode lets every histogram out"
+        digests["histogram"].update(histogram.tobytes())
+        bin_ps = 1 << receiver.read("histogram_shift")
+        period_ps = period / (1 << PERIOD_FRACTION_BITS)
+        gates = {
+            channel: acquire.window(histogram[channel], bin_ps, period_ps) for channel in present
+        }
+
+        tag_path.set_slots(receiver, period, origin)
+        tag_path.set_gates(receiver, gates)
+        _send(receiver, times, numbers, "second pass: gates", progress)
+        if len(times):
+            tag_path.send_frame(receiver, int(times[-1]) + 1)
+            receiver.run()
+        dropped = tag_path.check_ledgers(receiver, tag_path.CHAIN[:3])
+        tag_path.check_ledgers(receiver, tag_path.CHAIN[:3], at_frame=True)
+        gated = receiver.receive("gated")
+        digests["gated"].update(pack(GATED_TAG, gated).tobytes())
+        tags_in = receiver.ledger("slotter")["in"]
+        tags_out = receiver.ledger("gate")["out"]
+
+    clicks = gated[gated["kind"] == TagKind.CLICK]
+    if len(clicks) != tags_out or tags_in != len(times):
+        raise board.BoardError(
+            f"{len(times)} tags went in and {len(clicks)} came out, "
+            f"but the board counted {tags_in} and {tags_out}"
+        )
+    offsets = {
+        channel: np.bincount(
+            (clicks["slot"][clicks["channel"] == channel] % SLOT_OFFSETS).astype(np.int64),
+            minlength=SLOT_OFFSETS,
+        ).tolist()
+        for channel in present
+    }
+    return Replay(
+        recording,
+        found,
+        backend,
+        tags_in,
+        tags_out,
+        dropped,
+        gates,
+        offsets,
+        histogram,
+        bin_ps,
+        {name: digest.hexdigest() for name, digest in digests.items()},
+        gated,
+    )
+
+
+def _send(
+    receiver: board.Board,
+    times: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.integer[Any]],
+    stage: str,
+    progress: Callable[[str, float], None],
+) -> None:
+    records = tag_path.tag_records(times, numbers)
+    for start in range(0, len(records), CHUNK):
+        progress(stage, start / len(records))
+        receiver.send("tags", records[start : start + CHUNK])
+        receiver.run()

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets a receiver's tag path up, feeds it and reads it: slotter, blanking, gates, histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from keyrail.board import Board, BoardError
+from keyrail.contract import (
+    CHANNELS,
+    GATE_WINDOWS,
+    HISTOGRAM_BINS,
+    KEY_MODE_HISTOGRAM_MINIMUM,
+    LEDGERS,
+    PERIOD_FRACTION_BITS,
+    TAG,
+    TIME_BITS,
+    Basis,
+    Mode,
+    TagKind,
+    reciprocal,
+)
+from keyrail.errors import SettingError
+from keyrail.layouts import Structured, zeros
+
+TIME_RECORD_PS = 1_000_000_000
+"""A time record passes at least this often (1 ms), so that darkness is told from silence."""
+TIME_MASK = (1 << TIME_BITS) - 1
+OUTCOMES: dict[int, tuple[Basis, int]] = {
+    0: (Basis.Z, 0),
+    1: (Basis.Z, 1),
+    2: (Basis.X, 0),
+    3: (Basis.X, 1),
+}
+"""Polarisation coding with a passive receiver: basis and bit of each detector channel."""
+
+
+def set_slots(board: Board, period: int, origin_ps: int) -> None:
+    """Set slot period and origin, and restart the tag path.
+
+    Parameters
+    ----------
+    board
+        A receiver's board, idle.
+    period
+        Slot period, ps in 20.44 fixed point.
+    origin_ps
+        Time at which slot 0 begins, ps; taken modulo 2^48.
+    """
+    board.write("slotter_period", period)
+    board.write("slotter_reciprocal", reciprocal(period))
+    board.write("slotter_origin", origin_ps & TIME_MASK)
+    # Wide enough bins that the whole slot fits the histogram.
+    shift = max(0, ((period >> PERIOD_FRACTION_BITS).bit_length()) - 10)
+    board.write("histogram_shift", shift)
+    board.write("tag_path_reset", 1)
+    board.run()
+
+
+def set_gates(
+    board: Board,
+    windows: Mapping[int, tuple[int, int]],
+    outcomes: Mapping[int, tuple[Basis, int]] | None = None,
+) -> None:
+    """Open one gate window a channel and close all others.
+
+    Parameters
+    ----------
+    board
+        A receiver's board.
+    windows
+        By channel: first phase accepted and first phase past the window, ps. Where the second
+        is below the first, the window wraps round the end of the slot.
+    outcomes
+        By channel: basis and bit of a click; zero where not given.
+    """
+    for channel in range(CHANNELS):
+        for window in range(GATE_WINDOWS):
+            name = f"gate_{channel}_{window}"
+            if window == 0 and channel in windows:
+                start, stop = windows[channel]
+                basis, bit = (outcomes or {}).get(channel, (Basis.Z, 0))
+                board.write(name, start=start, stop=stop, enable=1, basis=int(basis), bit=bit)
+            else:
+                board.write(name, 0)
+
+
+def open_gates(board: Board, channels: Iterable[int], period: int) -> None:
+    """Open a window over the whole slot on each of `channels`."""
+    whole = (0, -(-period >> PERIOD_FRACTION_BITS) + 1)
+    set_gates(board, dict.fromkeys(channels, whole))
+
+
+def tag_records(
+    times: npt.NDArray[np.int64], channels: npt.NDArray[np.integer], until: int | None = None
+) -> Structured:
+    """Clicks as records of the tag stream, with a time record at least each millisecond.
+
+    Parameters
+    ----------
+    times
+        Times, ps, rising; any epoch (taken modulo 2^48).
+    channels
+        Detector channels, the same length.
+    until
+        Nothing more comes before this time: a last time record says so. None adds none.
+
+    Returns
+    -------
+    Structured
+        ``tag`` records in time order.
+
+    Raises
+    ------
+    SettingError
+        If a channel does not exist on a receiver.
+    """
+    if len(channels) and not 0 <= int(channels.min()) <= int(channels.max()) < CHANNELS:
+        raise SettingError(
+            "channel", int(channels.max()), f"0 to {CHANNELS - 1}, the channels of a receiver"
+        )
+    marks: list[npt.NDArray[np.int64]] = []
+    ends = [int(times[-1])] if len(times) else []
+    ends += [until] if until is not None else []
+    if ends and len(times):
+        first = int(times[0]) // TIME_RECORD_PS + 1
+        marks.append(np.arange(first, max(ends) // TIME_RECORD_PS + 1) * TIME_RECORD_PS)
+    if until is not None:
+        marks.append(np.array([until]))
+    markers = np.concatenate([np.zeros(0, np.int64), *marks])
+    records = zeros(TAG, len(times) + len(markers))
+    # A time record goes before clicks of the same time: nothing comes *before* it.
+    every = np.concatenate([markers, times])
+    order = np.argsort(every, kind="stable")
+    kinds = np.repeat([TagKind.TIME, TagKind.CLICK], [len(markers), len(times)])
+    numbers = np.concatenate([np.zeros(len(markers), np.int64), channels])
+    records["time"] = every[order] & TIME_MASK
+    records["kind"] = kinds[order]
+    records["channel"] = numbers[order]
+    return records
+
+
+def send_frame(board: Board, time_ps: int) -> None:
+    """Send a frame marker at `time_ps`: each block latches its counters as it passes."""
+    marker = zeros(TAG, 1)
+    marker["time"] = time_ps & TIME_MASK
+    marker["kind"] = TagKind.FRAME
+    board.send("tags", marker)
+
+
+def read_histogram(board: Board) -> npt.NDArray[np.int64] | None:
+    """Phase histograms since the last reading, shape (channels, bins).
+
+    None if the board refuses: in key mode it lets out only aggregates of at least 10^4 clicks.
+    """
+    in_key_mode = board.read("mode") == Mode.KEY
+    if in_key_mode and board.ledger("slotter")["out"] < KEY_MODE_HISTOGRAM_MINIMUM:
+        return None
+    board.write("histogram_command", 1)
+    board.run()
+    words = board.receive("histogram")
+    if len(words) != CHANNELS * HISTOGRAM_BINS:
+        return None
+    return words["count"].astype(np.int64).reshape(CHANNELS, HISTOGRAM_BINS)
+
+
+CHAIN = ("slotter", "blanking", "gate", "squash", "announcer")
+"""Blocks of the tag path, in order."""
+
+
+def check_ledgers(board: Board, blocks: Iterable[str], at_frame: bool = False) -> dict[str, int]:
+    """Check that no block of the tag path lost or invented anything.
+
+    Each block's ``in`` must be ``out`` plus all it dropped, and the ``in`` of the block after
+    it. The tag path must be empty but for what squash holds of an open slot.
+
+    Parameters
+    ----------
+    board
+        A receiver's board.
+    blocks
+        Blocks of `CHAIN` in use, in order.
+    at_frame
+        Check what the last frame marker found instead of the present counters.
+
+    Returns
+    -------
+    dict of str to int
+        What was dropped, by ``block: reason``; the sum accounts for every click.
+
+    Raises
+    ------
+    BoardError
+        If a counter does not add up.
+    """
+    dropped: dict[str, int] = {}
+    former: tuple[str, int] | None = None
+    for block in blocks:
+        counts = board.ledger(block, at_frame)
+        reasons = {
+            counter.name: counts[counter.name]
+            for counter in LEDGERS[block][1]
+            if counter.name not in ("in", "out", "double_clicks", "cross_clicks")
+        }
+        held = counts["in"] - counts["out"] - sum(reasons.values())
+        if held not in ((0, 1) if block == "squash" else (0,)):
+            raise BoardError(f"{board.name}: {block} has {held} clicks unaccounted: {counts}")
+        if former is not None and former[1] != counts["in"]:
+            raise BoardError(
+                f"{board.name}: {former[0]} let {former[1]} out, {block} took {counts['in']} in"
+            )
+        former = (block, counts["out"])
+        dropped |= {f"{block}: {reason}": count for reason, count in reasons.items()}
+    return dropped

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulated boards that run the real gateware: a station Verilated into a shared library."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+
+from keyrail.board import Board, BoardError
+from keyrail.contract import CONTRACT_HASH, Direction, Role, Stream, streams
+from keyrail.errors import KeyrailError, MissingExtra
+from keyrail_sim.verilate import verilator_environment
+
+FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal")
+"""Verilator's flags; part of the cache's key."""
+COMPILER_FLAGS = "-O2 -fPIC -std=c++17"
+RUN_LIMIT = 2_000_000_000
+"""Clocks after which a board that does not come to rest is given up."""
+
+
+def cache_directory() -> Path:
+    """Where built stations are kept: ``KEYRAIL_CACHE``, else keyrail/ in the user's cache."""
+    chosen = os.environ.get("KEYRAIL_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keyrail"
+
+
+def _template() -> str:
+    return (Path(__file__).parent / "station.cpp.j2").read_text()
+
+
+@lru_cache
+def _key(role: Role) -> str:
+    """Hash of all that the library is made from."""
+    spec = importlib.util.find_spec("keyrail_gateware")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtra("keyrail_gateware", "sim")
+    digest = hashlib.sha256()
+    for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    versions = [importlib.metadata.version(p) for p in ("amaranth", "verilator")]
+    described = (role, CONTRACT_HASH, versions, FLAGS, COMPILER_FLAGS, _template())
+    digest.update(repr(described).encode())
+    return digest.hexdigest()[:24]
+
+
+def library_path(role: Role) -> Path:
+    """Where the station's shared library is, or will be once it is built."""
+    return cache_directory() / f"{role.name.lower()}-{_key(role)}.so"
+
+
+def is_built(role: Role) -> bool:
+    """True if the station's shared library is in the cache."""
+    return library_path(role).exists()
+
+
+def build(role: Role) -> Path:
+    """Build the station's shared library, or find it in the cache.
+
+    Parameters
+    ----------
+    role
+        Station to build.
+
+    Returns
+    -------
+    Path
+        The shared library.
+
+    Raises
+    ------
+    MissingExtra, MissingTool
+        If a package or a system tool is missing.
+    KeyrailError
+        If the build fails; the log's place is named.
+    """
+    path = library_path(role)
+    if path.exists():
+        return path
+    environment = {**os.environ, **verilator_environment()}
+    os.environ["AMARANTH_USE_YOSYS"] = environment["AMARANTH_USE_YOSYS"]
+    try:
+        from amaranth.back import verilog
+
+        from keyrail_gateware.station import Receiver, Sender
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "amaranth", "sim") from None
+
+    top = role.name.lower()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{top}-") as directory:
+        work = Path(directory)
+        component = Sender() if role is Role.SENDER else Receiver()
+        (work / f"{top}.v").write_text(
+            verilog.convert(component, name=top, emit_src=False, strip_internal_attrs=True)
+        )
+        described = streams(role).values()
+        (work / "station.cpp").write_text(
+            jinja2.Template(_template()).render(
+                top=top,
+                inputs=[_port(s) for s in described if s.direction is Direction.TO_BOARD],
+                outputs=[_port(s) for s in described if s.direction is Direction.TO_HOST],
+            )
+        )
+        command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", top]
+        command += [*FLAGS, "-CFLAGS", COMPILER_FLAGS, "-LDFLAGS", "-shared"]
+        command += ["--Mdir", "obj", "-o", "station.so", f"{top}.v", "station.cpp"]
+        done = subprocess.run(
+            command, cwd=work, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            log = path.parent / f"{top}-build.log"
+            log.write_text(done.stdout + done.stderr)
+            raise KeyrailError(f"building the simulated {top} failed: see {log}")
+        # Renaming is atomic: two processes that build at once both end with a whole file.
+        (work / "obj" / "station.so").replace(path)
+    return path
+
+
+def _port(stream: Stream) -> dict[str, Any]:
+    return {"port": stream.name, "bytes": stream.record.bytes}
+
+
+@lru_cache
+def _load(role: Role) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build(role)))
+    handle, word, long = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "create": (handle, []),
+        "destroy": (None, [handle]),
+        "reset": (None, [handle]),
+        "pauses": (None, [handle, long, word, word]),
+        "write": (None, [handle, word, word]),
+        "read": (word, [handle, word]),
+        "send": (None, [handle, word, ctypes.c_void_p, long]),
+        "pending": (long, [handle, word]),
+        "drop": (long, [handle, word]),
+        "available": (long, [handle, word]),
+        "receive": (None, [handle, word, ctypes.c_void_p]),
+        "run": (ctypes.c_int, [handle, long, long]),
+        "cycles": (long, [handle]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, f"keyrail_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class VerilatedBoard(Board):
+    """A station's real gateware under Verilator.
+
+    Streams join at the endpoint side of the USB core. Input waits where the gateware makes it
+    wait; time passes only while the board is run or its registers are accessed.
+
+    Parameters
+    ----------
+    role
+        Role of the station.
+    name
+        Where it was opened.
+    """
+
+    randomness_may_be_test = True
+
+    def __init__(self, role: Role, name: str) -> None:
+        super().__init__(role, name)
+        self._library = _load(role)
+        self._handle: int | None = self._library.keyrail_create()
+        inputs = [s.name for s in self.streams.values() if s.direction is Direction.TO_BOARD]
+        outputs = [s.name for s in self.streams.values() if s.direction is Direction.TO_HOST]
+        self._index = {name: i for names in (inputs, outputs) for i, name in enumerate(names)}
+        self.run()
+
+    @property
+    def cycles(self) -> int:
+        """Clocks since the board was opened."""
+        return int(self._library.keyrail_cycles(self._handle))
+
+    def pauses(self, seed: int, offer: float = 1.0, take: float = 1.0) -> None:
+        """Make every stream pause at random.
+
+        Parameters
+        ----------
+        seed
+            Seed of the pauses.
+        offer, take
+            Share of clocks in which a waiting record is newly offered to the board, and in which
+            an output is taken, above 0 up to 1.
+        """
+        for key, share in (("offer", offer), ("take", take)):
+            if not 0 < share <= 1:
+                raise BoardError(f"{self.name}: {key} = {share}: allowed is above 0 up to 1")
+        full = 0xFFFF_FFFF
+        self._library.keyrail_pauses(self._handle, seed, int(offer * full), int(take * full))
+
+    def reset(self) -> None:
+        """Reset the board in whatever it is doing; queues are emptied."""
+        self._library.keyrail_reset(self._handle)
+        self.run()
+
+    def read_word(self, offset: int) -> int:
+        return int(self._library.keyrail_read(self._handle, offset))
+
+    def write_word(self, offset: int, value: int) -> None:
+        self._library.keyrail_write(self._handle, offset, value)
+
+    def send_bytes(self, stream: Stream, data: npt.NDArray[np.uint8]) -> None:
+        data = np.ascontiguousarray(data)
+        self._library.keyrail_send(
+            self._handle, self._index[stream.name], data.ctypes.data, data.size
+        )
+
+    def receive_bytes(self, stream: Stream) -> npt.NDArray[np.uint8]:
+        index = self._index[stream.name]
+        data = np.empty(self._library.keyrail_available(self._handle, index), np.uint8)
+        self._library.keyrail_receive(self._handle, index, data.ctypes.data)
+        return data
+
+    def pending(self, name: str) -> int:
+        stream = self.stream(name, Direction.TO_BOARD)
+        pending = self._library.keyrail_pending(self._handle, self._index[name])
+        return int(pending) // stream.record.bytes
+
+    def drop(self, name: str) -> int:
+        """Empty the queue of a stream to the board; returns the records thrown away."""
+        stream = self.stream(name, Direction.TO_BOARD)
+        dropped = self._library.keyrail_drop(self._handle, self._index[name])
+        return int(dropped) // stream.record.bytes
+
+    def run(self) -> None:
+        if not self._library.keyrail_run(self._handle, RUN_LIMIT, 256):
+            raise BoardError(f"{self.name}: still busy after {RUN_LIMIT} clocks")
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._library.keyrail_destroy(self._handle)
+            self._handle = None
+
+
+def open_station(role: Role, name: str) -> VerilatedBoard:
+    """Open the Verilated station of `role`, building it first where the cache has none."""
+    return VerilatedBoard(role, name)
