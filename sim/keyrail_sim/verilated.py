@@ -21,9 +21,9 @@ import numpy.typing as npt
 from keyrail.board import Board, BoardError
 from keyrail.contract import CONTRACT_HASH, Direction, Role, Stream, streams
 from keyrail.errors import KeyrailError, MissingExtra
-from keyrail_sim.verilate import verilator_environment
+from keyrail_sim.verilate import verilator_environment, without_zero_memories
 
-FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal")
+FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "0", "--noassert", "-Wno-fatal")
 """Verilator's flags; part of the cache's key."""
 COMPILER_FLAGS = "-O2 -fPIC -std=c++17"
 RUN_LIMIT = 2_000_000_000
@@ -104,9 +104,8 @@ def build(role: Role) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{top}-") as directory:
         work = Path(directory)
         component = Sender() if role is Role.SENDER else Receiver()
-        (work / f"{top}.v").write_text(
-            verilog.convert(component, name=top, emit_src=False, strip_internal_attrs=True)
-        )
+        text = verilog.convert(component, name=top, emit_src=False, strip_internal_attrs=True)
+        (work / f"{top}.v").write_text(without_zero_memories(text))
         described = streams(role).values()
         (work / "station.cpp").write_text(
             jinja2.Template(_template()).render(
@@ -131,7 +130,8 @@ def build(role: Role) -> Path:
 
 
 def _port(stream: Stream) -> dict[str, Any]:
-    return {"port": stream.name, "bytes": stream.record.bytes}
+    # The tag path never waits for a coin: a pause would be a dry source, and count as one.
+    return {"port": stream.name, "bytes": stream.record.bytes, "pauses": stream.name != "coins"}
 
 
 @lru_cache
@@ -190,7 +190,7 @@ class VerilatedBoard(Board):
         return int(self._library.keyrail_cycles(self._handle))
 
     def pauses(self, seed: int, offer: float = 1.0, take: float = 1.0) -> None:
-        """Make every stream pause at random.
+        """Make every stream but the coins pause at random.
 
         Parameters
         ----------

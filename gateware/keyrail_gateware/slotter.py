@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: CERN-OHL-W-2.0
+"""Time of a tag to slot number and phase within the slot, exactly."""
+
+from itertools import pairwise
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from keyrail.contract import (
+    CHANNEL_BITS,
+    PERIOD_FRACTION_BITS,
+    PHASE_BITS,
+    SLOT_BITS,
+    SLOT_TAG,
+    TAG,
+    TIME_BITS,
+    TagKind,
+)
+
+from .layouts import layout
+from .ledger import Counts, Ledger
+
+__all__ = ["Slotter"]
+
+_LIMB = 18
+"""Operand width of the multipliers on ECP5."""
+_FRACTION = PERIOD_FRACTION_BITS
+_QUOTIENT_BITS = 39
+_CHANNEL_VALID_BITS = 3
+
+
+def _limbs(value: Value) -> list[Value]:
+    """Limbs of 18 bits, the lowest first."""
+    return [value[at : at + _LIMB] for at in range(0, len(value), _LIMB)]
+
+
+class Slotter(wiring.Component):
+    """Find the slot a tag falls into, and its phase there.
+
+    Slot k begins at ``origin`` + k P. For a tag at time t, k = floor((t - origin) / P), and the
+    phase is floor(t - origin - k P) ps; both exact, for any gap up to 2^47 ps between records
+    and through any number of wraps of the time.
+
+    Arithmetic. Of an earlier record, the base, time t_b, slot k_b and remainder r_b (20.44) are
+    kept. With D = t - t_b, T = D + floor(r_b) and f the fraction of r_b, the quotient sought is
+    q = floor((T + f) / P). The estimate is q' = floor((T R - E) / 2^57), where R is
+    ``reciprocal``, and E is what the three lowest of the nine partial products (18-bit limbs)
+    add, which are left out. Since 2^57 / P - R < 1, T < 2^48, f < 1 and E < 2^36 + 2 x 2^54,
+    (T + f) / P - (T R - E) / 2^57 < 2^-9 + 1/800 + 1/4 + 2^-21 < 1, and it is not negative: q'
+    is q or q - 1. The remainder x = (T + f) - q' P is then calculated in full width and tells
+    which. An x outside [0, 2 P) is possible only if ``reciprocal`` does not belong to
+    ``period``; as x is never truncated before this test, no pair of values gives a wrong slot.
+    From such a record on, every click is dropped and counted as inexact, and markers pass with
+    the slot and phase of the last exact record.
+
+    Base. It is replaced by the last record, once the pipeline is empty, when t - t_b reaches
+    2^47 ps; that costs one pause of a pipeline's length in 140 s of tag time. Why D is never
+    ambiguous: either the base is the last record, and D is the gap, or the last record lies
+    less than 2^47 after the base and D is less than 2^48. Results depend on the base
+    only through the rounding of q', so the choice cannot be seen outside.
+
+    Order. A click earlier than the last record is dropped; until a record at or after the
+    origin has come, that counts as before the origin. Earlier means (t - t_last) mod 2^48
+    > 2^47, t_last beginning as the origin. A click of a channel above 7 is dropped first and
+    has no part in the order. Markers always pass; an early one is taken at the last record's
+    time, at the origin if there is none.
+
+    Latency: 16 clocks, one more for the first record. Throughput: 1 record a clock.
+
+    Members
+    -------
+    i, o
+        Streams of ``tag`` and ``slot_tag``.
+    period
+        P, ps in 20.44 fixed point, 64 bits. These three are sampled from the first record after
+        reset on, and must stay constant until the next reset.
+    reciprocal
+        floor(2^57 / P), P in ps, 48 bits.
+    origin
+        Time at which slot 0 begins, ps, 48 bits.
+    busy
+        1 while records are between `i` and `o`.
+    counts
+        Ledger of ``slotter``.
+    """
+
+    i: In(stream.Signature(layout(TAG)))
+    o: Out(stream.Signature(layout(SLOT_TAG)))
+    period: In(PHASE_BITS + _FRACTION)
+    reciprocal: In(48)
+    origin: In(TIME_BITS)
+    busy: Out(1)
+    counts: Out(Counts("slotter"))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.ledger = ledger = Ledger("slotter")
+        m.d.comb += [
+            self.counts.live.eq(ledger.counts.live),
+            self.counts.at_frame.eq(ledger.counts.at_frame),
+        ]
+
+        base_time, base_slot = Signal(TIME_BITS), Signal(SLOT_BITS)
+        base_rest = Signal(PHASE_BITS + _FRACTION)
+        last_slot, last_rest = Signal.like(base_slot), Signal.like(base_rest)
+
+        # -- order, base: the record in the entry register --------------------------------------
+
+        step = Signal()  # the pipeline moves
+        go = Signal()  # the entry's record leaves it
+        entry, entry_valid = Signal(layout(TAG)), Signal()
+        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(~entry_valid | go)]
+        with m.If(go):
+            m.d.sync += entry_valid.eq(0)
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [entry.eq(self.i.payload), entry_valid.eq(1)]
+
+        loaded, started = Signal(), Signal()
+        settled = Signal()  # the base is the last record
+        last_time, last_delta = Signal(TIME_BITS), Signal(TIME_BITS)
+        gap, delta = Signal(TIME_BITS), Signal(TIME_BITS)
+        click, bad, early, near, drop = Signal(), Signal(), Signal(), Signal(), Signal()
+        flight = Signal()  # records are in the pipeline
+        m.d.comb += [
+            gap.eq(entry.time - last_time),
+            delta.eq(entry.time - base_time),
+            click.eq(entry.kind == TagKind.CLICK),
+            bad.eq(click & entry.channel[_CHANNEL_VALID_BITS:].any()),
+            early.eq(gap[-1] & gap[:-1].any()),
+            near.eq(settled | ~(delta[-1] | last_delta[-1])),
+            drop.eq(bad | (click & early)),
+            go.eq(entry_valid & loaded & step & (bad | early | near)),
+        ]
+        with m.If(entry_valid & ~loaded):
+            m.d.sync += [
+                base_time.eq(self.origin),
+                last_time.eq(self.origin),
+                loaded.eq(1),
+                settled.eq(1),
+            ]
+        with m.Elif(entry_valid & ~(bad | early | near) & ~flight):
+            m.d.sync += [
+                base_time.eq(last_time),
+                base_slot.eq(last_slot),
+                base_rest.eq(last_rest),
+                last_delta.eq(0),
+                settled.eq(1),
+            ]
+        with m.If(go):
+            with m.If(~bad & ~early):
+                m.d.sync += [
+                    last_time.eq(entry.time),
+                    last_delta.eq(delta),
+                    settled.eq(0),
+                    started.eq(1),
+                ]
+            m.d.comb += [
+                ledger.step["in"].eq(click),
+                ledger.step["bad_channel"].eq(bad),
+                ledger.step["before_origin"].eq(click & ~bad & early & ~started),
+                ledger.step["out_of_order"].eq(click & ~bad & early & started),
+            ]
+            with m.If(entry.kind == TagKind.FRAME):
+                m.d.comb += [
+                    ledger.frame[name].eq(1)
+                    for name in ("in", "bad_channel", "before_origin", "out_of_order")
+                ]
+
+        # -- pipeline --------------------------------------------------------------------------
+
+        passing = data.StructLayout({"valid": 1, "channel": CHANNEL_BITS, "kind": 4})
+        depth = 14
+        tags = [Signal(passing, name=f"tag_{n}") for n in range(depth + 1)]
+        m.d.comb += [
+            tags[0].valid.eq(go & ~drop),
+            tags[0].channel.eq(entry.channel),
+            tags[0].kind.eq(entry.kind),
+            flight.eq(Cat(tag.valid for tag in tags[1:]).any()),
+            self.busy.eq(entry_valid | flight),
+        ]
+
+        def register(value: Value, name: str) -> Signal:
+            signal = Signal(value.shape(), name=name)
+            m.d.sync += signal.eq(value)
+            return signal
+
+        with m.If(step):
+            m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
+            # 1, 2: T
+            delta_1 = register(Mux(early, last_delta, delta), "delta_1")
+            total = [register(delta_1 + base_rest[_FRACTION:], "total_2")]
+            # 3 to 6: the estimate, from the six higher partial products at weight 2^36
+            t, r = _limbs(total[0]), _limbs(self.reciprocal)
+            p = {
+                (a, b): register(t[a] * r[b], f"estimate_{a}_{b}_3")
+                for a in range(3)
+                for b in range(3)
+                if a + b >= 2
+            }
+            s2 = register(p[0, 2] + p[1, 1] + p[2, 0], "estimate_2_4")
+            s3 = register(p[1, 2] + p[2, 1], "estimate_3_4")
+            s4 = register(p[2, 2], "estimate_4_4")
+            s23 = register(s2 + (s3 << _LIMB), "estimate_23_5")
+            s4 = register(s4, "estimate_4_5")
+            quotient = [
+                register((s23 + (s4 << 2 * _LIMB))[57 - 2 * _LIMB :][:_QUOTIENT_BITS], "quotient_6")
+            ]
+            # 7 to 11: q' P as low_z + (high_z << 54)
+            a, b = _limbs(quotient[0]), _limbs(self.period)
+            p = {
+                (i, j): register(a[i] * b[j], f"product_{i}_{j}_7")
+                for i in range(len(a))
+                for j in range(len(b))
+            }
+            d = []
+            for weight in range(len(a) + len(b) - 1):
+                terms = [value for (i, j), value in p.items() if i + j == weight]
+                d.append(register(sum(terms[1:], start=terms[0]), f"product_{weight}_8"))
+            e0, e2, e4 = (
+                register(d[n] + (d[n + 1] << _LIMB), f"product_{n}_9") for n in range(0, 6, 2)
+            )
+            y = register((e0 >> 2 * _LIMB) + e2, "product_10")
+            e0 = register(e0[: 2 * _LIMB], "product_0_10")
+            e4 = register(e4, "product_4_10")
+            z_top = (y >> 2 * _LIMB) + e4
+            low_z = register(Cat(e0, y[:_LIMB]), "product_low_11")
+            high_z = register(Cat(y[_LIMB : 2 * _LIMB], z_top), "product_high_11")
+            # 12, 13: x = (T + f) - q' P, in two halves of which the lower has 54 bits
+            for n in range(3, 12):
+                total.append(register(total[-1], f"total_{n}"))
+            for n in range(7, 15):
+                quotient.append(register(quotient[-1], f"quotient_{n}"))
+            part = 3 * _LIMB - _FRACTION
+            low = register(Cat(base_rest[:_FRACTION], total[-1][:part]) - low_z, "rest_low_12")
+            high = register(total[-1][part:] - high_z, "rest_high_12")
+            borrowed = Signal((high - low[-1]).shape())
+            m.d.comb += borrowed.eq(high - low[-1])
+            reach = len(self.period) + 1 - 3 * _LIMB
+            x = register(Cat(low[:-1], borrowed[:reach]), "rest_13")
+            over_13 = register(borrowed[reach:].any(), "over_13")
+            # 14: x less P and less 2 P
+            over = register(over_13, "over_14")
+            rest_0 = register(x, "rest_0_14")
+            rest_1 = register(x - self.period, "rest_1_14")
+            rest_2 = register((x - (self.period << 1))[-1], "rest_2_negative_14")
+
+        # -- result ----------------------------------------------------------------------------
+
+        tag = tags[depth]
+        slot, rest = Signal(SLOT_BITS), Signal.like(base_rest)
+        more, broken, fails = Signal(), Signal(), Signal()
+        m.d.comb += [
+            more.eq(~rest_1[-1]),
+            slot.eq(base_slot + quotient[-1] + more),
+            rest.eq(Mux(more, rest_1, rest_0)),
+            fails.eq(broken | over | ~rest_2),
+        ]
+        click_out = tag.kind == TagKind.CLICK
+        with m.If(step):
+            m.d.sync += [
+                self.o.valid.eq(tag.valid & ~(click_out & fails)),
+                self.o.payload.channel.eq(tag.channel),
+                self.o.payload.kind.eq(tag.kind),
+                self.o.payload.slot.eq(Mux(fails, last_slot, slot)),
+                self.o.payload.phase.eq(Mux(fails, last_rest, rest)[_FRACTION:]),
+            ]
+            with m.If(tag.valid):
+                with m.If(fails):
+                    m.d.sync += broken.eq(1)
+                with m.Else():
+                    m.d.sync += [last_slot.eq(slot), last_rest.eq(rest)]
+                m.d.comb += [
+                    ledger.step["out"].eq(click_out & ~fails),
+                    ledger.step["inexact"].eq(click_out & fails),
+                ]
+                with m.If(tag.kind == TagKind.FRAME):
+                    m.d.comb += [ledger.frame["out"].eq(1), ledger.frame["inexact"].eq(1)]
+        return m

@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: CERN-OHL-W-2.0
+"""The two stations: their blocks joined by streams, behind registers."""
+
+from dataclasses import dataclass
+
+from amaranth.hdl import Cat, Module, ResetInserter, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from keyrail.contract import (
+    CHANNELS,
+    CONTRACT_HASH,
+    CONTRACT_VERSION,
+    GATE_WINDOWS,
+    GATEWARE_VERSION,
+    MAGIC,
+    RECEIVER_ENTRY,
+    SENDER_ENTRY,
+    BlockState,
+    Direction,
+    Mode,
+    Role,
+    ToeplitzCommand,
+    streams,
+)
+
+from .announcer import Announcer
+from .blanking import Blanking
+from .block_control import BlockControl
+from .block_memory import BlockMemory
+from .gate import Gate
+from .histogram import Histogram
+from .register_bank import BusSignature, RegisterBank
+from .resolver import Resolver
+from .sifter import Sifter
+from .slotter import Slotter
+from .squash import Squash
+from .state_memory import StateMemory
+from .tally import ReceiverTally, SenderTally
+from .toeplitz import Toeplitz
+
+__all__ = ["Configuration", "Receiver", "Sender"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Sizes a station is built with.
+
+    Parameters
+    ----------
+    toeplitz_input_log2, toeplitz_output_log2
+        The Toeplitz engine hashes up to 2^this bits into up to 2^this bits.
+    block_memory_log2
+        Block memory on the board holds 2^this detections.
+    horizon_log2
+        The sender's state memory holds the last 2^this slots.
+    """
+
+    toeplitz_input_log2: int = 18
+    toeplitz_output_log2: int = 17
+    block_memory_log2: int = 18
+    horizon_log2: int = 17
+
+
+class _Station(wiring.Component):
+    """What both stations share: registers, identity, Toeplitz engine, block control, wipe."""
+
+    role: Role
+
+    def __init__(self, configuration: Configuration = Configuration()):
+        self.configuration = configuration
+        members: dict[str, wiring.Member] = {"bus": In(BusSignature()), "busy": Out(1)}
+        for name, described in streams(self.role).items():
+            flow = In if described.direction is Direction.TO_BOARD else Out
+            members[name] = flow(stream.Signature(described.record.bits))
+        super().__init__(members)
+
+    def _common(self, m: Module) -> None:
+        """Registers, identity, mode, wipe, Toeplitz engine and block control."""
+        sizes = self.configuration
+        m.submodules.registers = self.bank = bank = RegisterBank(self.role)
+        bus = self.bus
+        m.d.comb += [
+            bank.bus.address.eq(bus.address),
+            bank.bus.write.eq(bus.write),
+            bank.bus.data.eq(bus.data),
+            bank.bus.read.eq(bus.read),
+            bus.value.eq(bank.bus.value),
+        ]
+        values, status, strobes = bank.values, bank.status, bank.strobes
+        configuration = status.configuration
+        m.d.comb += [
+            status.magic.value.eq(MAGIC),
+            status.contract_version.value.eq(CONTRACT_VERSION),
+            status.contract_hash.value.eq(CONTRACT_HASH),
+            status.gateware_version.value.eq(GATEWARE_VERSION),
+            status.role.value.eq(self.role),
+            configuration.toeplitz_input_log2.eq(sizes.toeplitz_input_log2),
+            configuration.toeplitz_output_log2.eq(sizes.toeplitz_output_log2),
+            configuration.block_memory_log2.eq(sizes.block_memory_log2),
+            configuration.horizon_log2.eq(sizes.horizon_log2 if self.role is Role.SENDER else 0),
+        ]
+
+        self.key_mode = Signal()
+        former_mode = Signal()
+        self.wipe = Signal()  # one clock: begin to wipe every memory
+        m.d.comb += self.key_mode.eq(values.mode.value == Mode.KEY)
+        m.d.sync += [
+            former_mode.eq(self.key_mode),
+            self.wipe.eq(strobes.wipe | (former_mode != self.key_mode)),
+        ]
+
+        m.submodules.toeplitz = toeplitz = Toeplitz(
+            input_bits=1 << sizes.toeplitz_input_log2, output_bits=1 << sizes.toeplitz_output_log2
+        )
+        command = bank.commands.toeplitz_command.value
+        strobe = strobes.toeplitz_command
+        m.d.comb += [
+            toeplitz.n.eq(values.toeplitz_n.value),
+            toeplitz.m.eq(values.toeplitz_m.value),
+            toeplitz.family.eq(values.toeplitz_family.value),
+            toeplitz.start.eq(strobe & (command == ToeplitzCommand.START)),
+            toeplitz.wipe.eq(self.wipe | (strobe & (command == ToeplitzCommand.WIPE))),
+            toeplitz.clear.eq(strobe & (command == ToeplitzCommand.CLEAR_ERROR)),
+            status.toeplitz_status.busy.eq(toeplitz.busy),
+            status.toeplitz_status.wiped.eq(toeplitz.wiped),
+            status.toeplitz_status.error.eq(toeplitz.error),
+        ]
+        self._connect(m, self.toeplitz_key, toeplitz.key)
+        self._connect(m, self.toeplitz_seed, toeplitz.seed)
+        self._connect(m, toeplitz.o, self.toeplitz_out)
+        self.toeplitz = toeplitz
+
+        record = SENDER_ENTRY if self.role is Role.SENDER else RECEIVER_ENTRY
+        m.submodules.block_memory = self.memory = memory = BlockMemory(
+            record, 1 << sizes.block_memory_log2
+        )
+        m.submodules.block_control = self.control = control = BlockControl(self.role)
+        m.d.comb += [
+            memory.on_host.eq(values.block_on_host.value),
+            memory.rewind.eq(control.rewind),
+            memory.wipe.eq(control.wipe_memory),
+            control.memory_busy.eq(memory.busy),
+            control.command.eq(bank.commands.block_command.value),
+            control.strobe.eq(strobes.block_command),
+            control.key_mode.eq(self.key_mode),
+            control.wipe.eq(self.wipe),
+            status.block_state.value.eq(control.state),
+            status.block_count.value.eq(memory.count),
+        ]
+        self._connect(m, memory.spill, self.block_out)
+        self._connect(m, self.block_in, memory.fill)
+
+    def _finish(self, m: Module, refused: Signal, busy: Signal) -> None:
+        """Status register: `busy` and `refused` are what the station adds to the common part."""
+        status = self.bank.status.status
+        secret_came = Signal()
+        for name, described in streams(self.role).items():
+            if described.direction is Direction.TO_BOARD:
+                port = getattr(self, name)
+                with m.If(port.valid & port.ready):
+                    m.d.comb += secret_came.eq(1)
+        wiping, wiped = Signal(init=1), Signal()
+        clearing = Signal()
+        m.d.comb += clearing.eq(
+            self.wipe | self.control.wipe_memory | self.memory.busy | ~self.toeplitz.wiped | busy
+        )
+        with m.If(wiping & ~clearing & (self.control.state == BlockState.IDLE)):
+            m.d.sync += [wiping.eq(0), wiped.eq(1)]
+        with m.If(secret_came):
+            m.d.sync += wiped.eq(0)
+        refusal = Signal()
+        with m.If(self.wipe):
+            m.d.sync += [wiping.eq(1), wiped.eq(0), refusal.eq(0)]
+        with m.Elif(refused | self.control.refused):
+            m.d.sync += refusal.eq(1)
+        m.d.comb += [
+            self.busy.eq(
+                self.wipe
+                | wiping
+                | busy
+                | self.memory.busy
+                | self.toeplitz.working
+                | self.control.wipe_memory
+                | self.control.restart
+                | self.control.rewind
+                # A strobe still on its way to the block it commands.
+                | self.bank.strobes.as_value().any()
+            ),
+            status.busy.eq(self.busy),
+            status.wiped.eq(wiped),
+            status.refused.eq(refusal),
+        ]
+
+    def _ledger(self, m: Module, block: str, counts: object) -> None:
+        """Show a block's ledger in its registers."""
+        status = self.bank.status
+        for name in counts.live.shape().members:
+            m.d.comb += [
+                status[f"{block}_{name}"].value.eq(counts.live[name]),
+                status[f"{block}_{name}_at_frame"].value.eq(counts.at_frame[name]),
+            ]
+
+    @staticmethod
+    def _connect(m: Module, source: object, sink: object, when: object = 1) -> None:
+        """Join two streams of the same fields; nothing passes unless `when`."""
+        m.d.comb += [
+            _flat(sink.payload).eq(_flat(source.payload)),
+            sink.valid.eq(source.valid & when),
+            source.ready.eq(sink.ready & when),
+        ]
+
+
+def _flat(payload: object) -> object:
+    return payload.as_value() if isinstance(payload, data.View) else payload
+
+
+class Receiver(_Station):
+    """The receiver's station: tags to sifted bits.
+
+    Tag path, one record a clock: slotter, histogram (a tap), blanking, gate; then the stream
+    ``gated`` in instrument mode, or squash, announcer and block memory in key mode. After the
+    block has closed, block memory is read twice: for the bases, and against the replies
+    (resolver, tally).
+
+    Parameters
+    ----------
+    configuration
+        Sizes it is built with.
+
+    Members
+    -------
+    bus
+        Register bus.
+    busy
+        1 while the station works without waiting for a stream.
+    tags, coins, gated, histogram, announcements, bases, replies, sifted, block_out, block_in,
+    toeplitz_key, toeplitz_seed, toeplitz_out
+        Streams of the contract, whole records as payload.
+    """
+
+    role = Role.RECEIVER
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        self._common(m)
+        bank, control, memory = self.bank, self.control, self.memory
+        values = bank.values
+        restart_tags, restart_block = Signal(), Signal()
+        m.d.comb += [
+            restart_tags.eq(bank.strobes.tag_path_reset | self.wipe),
+            restart_block.eq(control.restart | self.wipe),
+        ]
+        on_tags, on_block = ResetInserter(restart_tags), ResetInserter(restart_block)
+
+        m.submodules.slotter = slotter = on_tags(Slotter())
+        m.submodules.histogram = histogram = Histogram()
+        m.submodules.blanking = blanking = on_tags(Blanking())
+        m.submodules.gate = gate = on_tags(Gate())
+        m.submodules.squash = squash = on_tags(Squash())
+        m.submodules.announcer = announcer = ResetInserter(restart_tags | restart_block)(
+            Announcer()
+        )
+        m.submodules.resolver = resolver = on_block(Resolver())
+        m.submodules.tally = tally = on_block(ReceiverTally())
+
+        m.d.comb += [
+            slotter.period.eq(values.slotter_period.value),
+            slotter.reciprocal.eq(values.slotter_reciprocal.value),
+            slotter.origin.eq(values.slotter_origin.value),
+            histogram.shift.eq(values.histogram_shift.value),
+            histogram.key_mode.eq(self.key_mode),
+            histogram.dump.eq(bank.strobes.histogram_command),
+            histogram.wipe.eq(restart_tags),
+            blanking.slots.eq(values.blanking_slots.value),
+            squash.discard_cross.eq(values.squash_discard_cross.value),
+            announcer.open.eq(control.open),
+            announcer.first_slot.eq(values.block_first_slot.value),
+            announcer.last_slot.eq(values.block_last_slot.value),
+            announcer.full.eq(memory.full),
+            resolver.exhausted.eq(memory.done),
+        ]
+        windows = [
+            values[f"gate_{channel}_{window}"].as_value()
+            for channel in range(CHANNELS)
+            for window in range(GATE_WINDOWS)
+        ]
+        m.d.comb += gate.windows.as_value().eq(Cat(*windows))
+
+        self._connect(m, self.tags, slotter.i)
+        self._connect(m, slotter.o, histogram.i)
+        self._connect(m, histogram.bins, self.histogram)
+        self._connect(m, histogram.o, blanking.i)
+        self._connect(m, blanking.o, gate.i)
+        # A tag's channel is the key bit: in key mode the tags end in the squash.
+        layout = data.View(gate.o.payload.shape(), gate.o.payload.as_value())
+        m.d.comb += [
+            self.gated.payload.eq(layout.as_value()),
+            self.gated.valid.eq(gate.o.valid & ~self.key_mode),
+            squash.i.payload.eq(gate.o.payload),
+            squash.i.valid.eq(gate.o.valid & self.key_mode),
+            gate.o.ready.eq((squash.i.ready & self.key_mode) | (self.gated.ready & ~self.key_mode)),
+        ]
+        self._connect(m, self.coins, squash.coins)
+        self._connect(m, squash.o, announcer.i)
+        self._connect(m, announcer.o, self.announcements)
+        self._connect(m, announcer.entry, memory.i)
+
+        # First read pass: only the bases leave. Second pass: entries meet the replies.
+        in_bases = Signal()
+        m.d.comb += [
+            in_bases.eq(control.state == BlockState.BASES),
+            self.bases.payload.eq(memory.o.payload.basis),
+            self.bases.valid.eq(memory.o.valid & in_bases),
+            resolver.entry.payload.eq(memory.o.payload),
+            resolver.entry.valid.eq(memory.o.valid & control.resolve),
+            memory.o.ready.eq(
+                (self.bases.ready & in_bases) | (resolver.entry.ready & control.resolve)
+            ),
+            control.pass_done.eq(memory.done & ~resolver.o.valid),
+        ]
+        self._connect(m, self.replies, resolver.reply, control.resolve)
+        self._connect(m, resolver.o, tally.i)
+        self._connect(m, tally.o, self.sifted)
+
+        for name, block in (
+            ("slotter", slotter),
+            ("blanking", blanking),
+            ("gate", gate),
+            ("squash", squash),
+            ("announcer", announcer),
+            ("resolver", resolver),
+            ("receiver_tally", tally),
+        ):
+            self._ledger(m, name, block.counts)
+        self._finish(m, histogram.refused, histogram.busy | slotter.busy | restart_tags)
+        return m
+
+
+class Sender(_Station):
+    """The sender's station: states and announcements to sifted bits.
+
+    Live, each announced slot is looked up in state memory and its state moves to block memory.
+    After the block has closed, the bases meet block memory in the sifter.
+
+    Parameters
+    ----------
+    configuration
+        Sizes it is built with.
+
+    Members
+    -------
+    bus
+        Register bus.
+    busy
+        1 while the station works without waiting for a stream.
+    states, announcements, bases, replies, sifted, block_out, block_in, toeplitz_key,
+    toeplitz_seed, toeplitz_out
+        Streams of the contract, whole records as payload.
+    """
+
+    role = Role.SENDER
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        self._common(m)
+        bank, control, memory = self.bank, self.control, self.memory
+        values = bank.values
+        restart_block = Signal()
+        m.d.comb += restart_block.eq(control.restart | self.wipe)
+        on_block = ResetInserter(restart_block)
+
+        m.submodules.state_memory = states = StateMemory(1 << self.configuration.horizon_log2)
+        m.submodules.sifter = sifter = on_block(Sifter())
+        m.submodules.tally = tally = on_block(SenderTally())
+        m.d.comb += [
+            states.open.eq(control.open),
+            states.first_state.eq(values.states_first_slot.value),
+            states.first_slot.eq(values.block_first_slot.value),
+            states.full.eq(memory.full),
+            states.wipe.eq(control.wipe_memory),
+            bank.status.states_next_slot.value.eq(states.next_slot),
+            sifter.exhausted.eq(memory.done),
+            control.pass_done.eq(memory.done),
+        ]
+        self._connect(m, self.states, states.states)
+        self._connect(m, self.announcements, states.lookup)
+        self._connect(m, states.entry, memory.i)
+        self._connect(m, memory.o, sifter.entry, control.basis)
+        self._connect(m, self.bases, sifter.basis, control.basis)
+        self._connect(m, sifter.reply, self.replies)
+        self._connect(m, sifter.sifted, tally.i)
+        self._connect(m, tally.o, self.sifted)
+        for name, block in (
+            ("state_memory", states),
+            ("sifter", sifter),
+            ("sender_tally", tally),
+        ):
+            self._ledger(m, name, block.counts)
+        self._finish(m, Signal(), states.busy)
+        return m

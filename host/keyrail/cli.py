@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line ``keyrail``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from keyrail.errors import KeyrailError
+
+EXIT_KEYS_DIFFER = 1
+EXIT_USAGE = 2
+EXIT_NO_KEY = 3
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+class _Stages:
+    """One progress bar a stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.name = ""
+        self.task: Any = None
+
+    def __call__(self, stage: str, share: float, note: str = "") -> None:
+        if stage != self.name:
+            self.finish()
+            self.name = stage
+            self.task = self.progress.add_task(stage, total=1.0, note=note)
+        self.progress.update(self.task, completed=min(share, 1.0), note=note)
+
+    def finish(self) -> None:
+        """Fill the bar of the last stage."""
+        if self.task is not None:
+            self.progress.update(self.task, completed=1.0)
+
+
+def _writable(path: str | None, option: str) -> None:
+    if path is not None and path != "-" and not Path(path).resolve().parent.is_dir():
+        raise KeyrailError(f"{option} {path}: folder {Path(path).resolve().parent} does not exist")
+
+
+def _write(path: str | None, option: str, text: str) -> None:
+    if path == "-":
+        click.echo(text)
+    elif path is not None:
+        try:
+            Path(path).write_text(text)
+        except OSError as error:
+            raise KeyrailError(f"{option} {path}: {error.strerror}") from None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="keyrail", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Quantum key distribution from detector clicks to secret keys."""
+
+
+@cli.command()
+@click.option("--distance", type=float, default=25.0, show_default=True, help="Fibre, km.")
+@click.option(
+    "--slots", type=int, default=10_000_000, show_default=True, help="Slots of the block, to 10^8."
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=None,
+    help="Repeatable run from test randomness; without it the operating system's is used.",
+)
+@click.option(
+    "--backend",
+    type=str,
+    default="rtl",
+    show_default=True,
+    help="rtl: the real gateware under Verilator; model: its numpy twin.",
+)
+@click.option(
+    "--eve", type=float, default=0.0, show_default=True, help="Intercept-resend share, 0 to 1."
+)
+@click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
+@click.option("--report", type=str, default=None, help="Write an HTML report with plots.")
+def demo(
+    distance: float,
+    slots: int,
+    seed: int | None,
+    backend: str,
+    eve: float,
+    json_file: str | None,
+    report: str | None,
+) -> None:
+    """Two simulated stations on a simulated fibre, through to identical secret keys.
+
+    The key's length is an estimate (Rusca et al. 2018, 1-decoy). Exit codes: 0 identical keys,
+    1 the keys differ, 2 wrong use, 3 no key can be had.
+    """
+    from keyrail import demo as demonstration
+    from keyrail import report as reports
+
+    settings = demonstration.DemoSettings(
+        distance_km=distance, slots=slots, seed=seed, backend=backend, eve=eve
+    )
+    _writable(json_file, "--json")
+    _writable(report, "--report")
+    console = Console(stderr=json_file == "-")
+    with _progress(console) as progress:
+        stages = _Stages(progress)
+        result = demonstration.run(settings, stages)
+        stages.finish()
+    table = Table(title="Keyrail demo", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in result.summary():
+        table.add_row(name, value)
+    console.print(table)
+    _write(json_file, "--json", json.dumps(result.as_dict(), indent=2))
+    if report is not None:
+        _write(report, "--report", reports.demo_report(result.report_data()))
+        console.print(f"Report: {report}")
+    if result.accepted and not result.keys_equal:
+        click.echo("keyrail: error: the stations' keys differ", err=True)
+        sys.exit(EXIT_KEYS_DIFFER)
+    if not result.accepted:
+        click.echo(f"keyrail: no key: {result.reason}", err=True)
+        sys.exit(EXIT_NO_KEY)
+
+
+@cli.command()
+@click.argument("file", type=str)
+@click.option("--channels", type=str, default=None, help="Channels to use, such as 1,2,5.")
+@click.option("--frequency-hint", type=float, default=None, help="Pulse frequency, Hz.")
+@click.option(
+    "--format",
+    "file_format",
+    type=str,
+    default=None,
+    help="qutag, a0, a1, a1X or a2 (X: halves swapped); by the file's name if not given.",
+)
+@click.option(
+    "--backend",
+    type=str,
+    default="rtl",
+    show_default=True,
+    help="rtl: the real gateware under Verilator; model: its numpy twin.",
+)
+@click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
+@click.option("--report", type=str, default=None, help="Write an HTML report with plots.")
+def replay(
+    file: str,
+    channels: str | None,
+    frequency_hint: float | None,
+    file_format: str | None,
+    backend: str,
+    json_file: str | None,
+    report: str | None,
+) -> None:
+    """Send recorded tags of real detectors through the receiver's tag path.
+
+    Reads quTAG files and qcrypto's -a0, -a1 and -a2, recovers pulse period and phase, and reports
+    what the gateware's slotter, gate and histogram make of them.
+    """
+    from keyrail import replay as replays
+    from keyrail import report as reports
+    from keyrail.errors import SettingError
+
+    chosen = None
+    if channels is not None:
+        try:
+            chosen = [int(part) for part in channels.split(",")]
+        except ValueError:
+            raise SettingError("--channels", channels, "numbers joined by commas: 1,2,5") from None
+    if frequency_hint is not None and not 1e6 <= frequency_hint <= 1.25e9:
+        raise SettingError("--frequency-hint", frequency_hint, "1e6 to 1.25e9 Hz")
+    _writable(json_file, "--json")
+    _writable(report, "--report")
+    console = Console(stderr=json_file == "-")
+    with _progress(console) as progress:
+        stages = _Stages(progress)
+        result = replays.replay(file, backend, chosen, frequency_hint, file_format, stages)
+        stages.finish()
+    table = Table(title=f"Replay of {Path(file).name}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in result.summary():
+        table.add_row(name, value)
+    console.print(table)
+    _write(json_file, "--json", json.dumps(result.as_dict(), indent=2))
+    if report is not None:
+        _write(report, "--report", reports.replay_report(result.report_data()))
+        console.print(f"Report: {report}")
+
+
+def main() -> None:
+    """Run the command line; errors are one line each, with exit code 2."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("keyrail: stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        click.echo(f"keyrail: error: {error.format_message()}", err=True)
+        sys.exit(EXIT_USAGE)
+    except KeyrailError as error:
+        click.echo(f"keyrail: error: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    sys.exit(code or 0)

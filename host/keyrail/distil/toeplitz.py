@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Toeplitz hashing on the host, and how keys and seeds are packed for the board's engine.
+
+For n input and m output bits, output = M x over GF(2). *Plain*: M is the m x n matrix with
+M[i, j] = seed[i - j], negative indices counting from the end of the seed of n + m - 1 bits.
+*Modified* (identity-augmented, Hayashi, IEEE Trans. Inf. Theory 57(6), 2011): M = [T | 1] with T
+such a matrix of m x (n - m), from a seed of n - 1 bits. The last m bits of the input meet the
+identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+
+Family = Literal["modified", "plain"]
+Bits = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
+
+WORD = 64
+"""Bits of a word of the engine."""
+LARGEST_INPUT = 1 << 27
+"""Largest input for which one transform is proven exact."""
+
+
+def _check(n: int, m: int, family: str) -> None:
+    if family not in ("modified", "plain"):
+        raise ValueError(f"family {family!r}: allowed are 'modified' and 'plain'")
+    if not 1 <= m <= n:
+        raise ValueError(f"{m} output bits from {n} input bits: allowed are 1 to {n}")
+    if n > LARGEST_INPUT:
+        raise ValueError(f"{n} input bits: allowed are up to {LARGEST_INPUT}")
+
+
+def seed_bits(n: int, m: int, family: Family = "modified") -> int:
+    """Bits of seed that one hash takes.
+
+    Parameters
+    ----------
+    n, m
+        Input and output bits, 1 <= m <= n.
+    family
+        ``modified``: n - 1 bits (none if m = n); ``plain``: n + m - 1.
+
+    Raises
+    ------
+    ValueError
+        If the sizes are out of range.
+    """
+    _check(n, m, family)
+    if family == "plain":
+        return n + m - 1
+    return n - 1 if n > m else 0
+
+
+def _as_bits(name: str, bits: npt.ArrayLike, length: int) -> Bits:
+    array = np.asarray(bits)
+    if array.shape != (length,):
+        raise ValueError(f"{name}: shape {array.shape}, needed are {length} bits")
+    if array.size and not np.isin([array.min(), array.max()], (0, 1)).all():
+        raise ValueError(f"{name}: values other than 0 and 1")
+    return array.astype(np.uint8)
+
+
+def _diagonals(seed: Bits, n_toeplitz: int, m: int) -> Bits:
+    """Matrix values by diagonal i - j from 1 - n_toeplitz to m - 1."""
+    return np.concatenate([seed[m:], seed[:m]]) if n_toeplitz else seed[:0]
+
+
+def toeplitz_hash(
+    key: npt.ArrayLike, seed: npt.ArrayLike, output_bits: int, family: Family = "modified"
+) -> Bits:
+    """Hash a key.
+
+    The product is a convolution, computed by one real transform in double precision. It is exact:
+    sums are integers of at most n, and the error of a transform of length L = 2^k is below
+    |x| |t| ((1 + e)^(3 k) (1 + 2.24 e)^(3 k + 1) (1 + e)^(3 k) - 1) with e = 2^-53 (Percival,
+    Math. Comp. 72 (2003), theorem 5.1), that is below 10^-5 for 2^27 bits: far from one half.
+    That it stayed below 1/8 is checked besides.
+
+    Parameters
+    ----------
+    key
+        n bits, one an element.
+    seed
+        `seed_bits` bits, one an element; fresh for every hash.
+    output_bits
+        m.
+    family
+        ``modified`` or ``plain``.
+
+    Returns
+    -------
+    numpy.ndarray
+        m bits, uint8.
+
+    Raises
+    ------
+    ValueError
+        If a length is out of range or does not fit, or a value is no bit.
+    ArithmeticError
+        If rounding was not safe, which the bound rules out.
+    """
+    n, m = len(np.asarray(key)), output_bits
+    x = _as_bits("key", key, n)
+    t = _as_bits("seed", seed, seed_bits(n, m, family))
+    identity = x[n - m :] if family == "modified" else np.zeros(m, np.uint8)
+    columns = n - m if family == "modified" else n
+    if columns == 0:
+        return identity.copy()
+    values = _diagonals(t, columns, m)
+    # Of the cyclic convolution only sums that do not wrap are used.
+    length = scipy.fft.next_fast_len(columns + m - 1, real=True)
+    spectrum = scipy.fft.rfft(x[:columns].astype(np.float64), length)
+    spectrum *= scipy.fft.rfft(values.astype(np.float64), length)
+    sums = scipy.fft.irfft(spectrum, length)[columns - 1 : columns - 1 + m]
+    rounded = np.rint(sums)
+    if np.abs(sums - rounded).max() >= 0.125:
+        raise ArithmeticError("transform lost precision; this machine's arithmetic is at fault")
+    return (rounded.astype(np.int64) & 1).astype(np.uint8) ^ identity
+
+
+def _pack(bits: Bits, words: int) -> Words:
+    padded = np.zeros(words * WORD, np.uint8)
+    padded[: len(bits)] = bits
+    return np.packbits(padded, bitorder="little").view("<u8").astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the board's engine lays a hash out in words of 64 bits.
+
+    The matrix is cut into blocks of 64 x 64, ``rows`` by ``columns`` of them, padded with zeros.
+    Blocks on one diagonal share their 127 seed bits, of which two neighbouring words of the
+    packed seed hold all.
+
+    Parameters
+    ----------
+    n, m
+        Input and output bits.
+    family
+        ``modified`` or ``plain``.
+
+    Raises
+    ------
+    ValueError
+        If the sizes are out of range.
+    """
+
+    n: int
+    m: int
+    family: Family = "modified"
+
+    def __post_init__(self) -> None:
+        _check(self.n, self.m, self.family)
+
+    @property
+    def toeplitz_bits(self) -> int:
+        """Input bits that meet the Toeplitz part of the matrix."""
+        return self.n - self.m if self.family == "modified" else self.n
+
+    @property
+    def columns(self) -> int:
+        """Words of input that meet the Toeplitz part; at least one, for the engine's sake."""
+        return max(1, -(-self.toeplitz_bits // WORD))
+
+    @property
+    def rows(self) -> int:
+        """Words of output."""
+        return -(-self.m // WORD)
+
+    @property
+    def key_words(self) -> int:
+        """Words of the packed key."""
+        return self.columns + (self.rows if self.family == "modified" else 0)
+
+    @property
+    def seed_words(self) -> int:
+        """Words of the packed seed."""
+        return self.columns + self.rows
+
+    def pack_key(self, key: npt.ArrayLike) -> Words:
+        """Pack a key: the Toeplitz part, then the identity part from a word of its own.
+
+        The identity part begins a word so that the engine needs no shifter.
+        """
+        bits = _as_bits("key", key, self.n)
+        words = _pack(bits[: self.toeplitz_bits], self.columns)
+        if self.family == "modified":
+            words = np.concatenate([words, _pack(bits[self.toeplitz_bits :], self.rows)])
+        return words
+
+    def pack_seed(self, seed: npt.ArrayLike) -> Words:
+        """Pack a seed by diagonals of the matrix.
+
+        Bit b of word w holds the diagonal i - j = 64 (w - columns) + 1 + b, so that the block in
+        row I and column J needs words I - J + columns - 1 and I - J + columns, unshifted.
+        """
+        bits = _as_bits("seed", seed, seed_bits(self.n, self.m, self.family))
+        values = _diagonals(bits, self.toeplitz_bits, self.m)
+        # Bit 0 of word 0 is diagonal 1 - 64 columns; the first value is diagonal 1 - n_toeplitz.
+        lead = WORD * self.columns - self.toeplitz_bits
+        return _pack(np.concatenate([np.zeros(lead, np.uint8), values]), self.seed_words)
+
+    def unpack_output(self, words: npt.ArrayLike) -> Bits:
+        """The m bits of the engine's output words.
+
+        Raises
+        ------
+        ValueError
+            If the number of words is not `rows`.
+        """
+        array = np.ascontiguousarray(words, "<u8")
+        if array.shape != (self.rows,):
+            raise ValueError(f"{array.shape} output words, needed are {self.rows}")
+        return np.unpackbits(array.view(np.uint8), bitorder="little")[: self.m]

@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numpy twins of both stations behind the interface of a board: the same bytes, faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from keyrail.board import Board
+from keyrail.contract import (
+    CHANNELS,
+    CONTRACT_HASH,
+    CONTRACT_VERSION,
+    GATE_WINDOWS,
+    GATEWARE_VERSION,
+    LEDGERS,
+    MAGIC,
+    RECEIVER_ENTRY,
+    SENDER_ENTRY,
+    Access,
+    BlockCommand,
+    BlockState,
+    Direction,
+    Mode,
+    Role,
+    Stream,
+    ToeplitzCommand,
+    ToeplitzFamily,
+)
+from keyrail.layouts import Structured, dtype, pack, unpack, zeros
+from keyrail_sim.models.announcer import Announcer
+from keyrail_sim.models.blanking import Blanking
+from keyrail_sim.models.block_memory import BlockMemory
+from keyrail_sim.models.gate import Gate, Window
+from keyrail_sim.models.histogram import Histogram
+from keyrail_sim.models.ledger import Ledger
+from keyrail_sim.models.resolver import Resolver
+from keyrail_sim.models.sifter import Sifter
+from keyrail_sim.models.slotter import Slotter
+from keyrail_sim.models.squash import Squash
+from keyrail_sim.models.state_memory import StateMemory
+from keyrail_sim.models.tally import ReceiverTally, SenderTally
+from keyrail_sim.models.toeplitz import Toeplitz
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the station, as the gateware's default configuration has them."""
+
+    toeplitz_input_log2: int = 18
+    toeplitz_output_log2: int = 17
+    block_memory_log2: int = 18
+    horizon_log2: int = 17
+
+
+class ModelBoard(Board):
+    """What both model stations share: registers, streams, block control, Toeplitz engine."""
+
+    randomness_may_be_test = True
+
+    def __init__(self, role: Role, name: str) -> None:
+        super().__init__(role, name)
+        self.sizes = Sizes()
+        self._by_offset = {
+            register.offset + word: (register, word)
+            for register in self.registers.values()
+            for word in range(register.words)
+        }
+        self.values = {
+            register.name: register.reset
+            for register in self.registers.values()
+            if register.access is Access.READ_WRITE
+        }
+        self._held = 0
+        self._latched = 0
+        self._input: dict[str, list[npt.NDArray[np.uint8]]] = {}
+        self._output: dict[str, list[npt.NDArray[np.uint8]]] = {}
+        for stream in self.streams.values():
+            queues = self._input if stream.direction is Direction.TO_BOARD else self._output
+            queues[stream.name] = []
+        self.state = BlockState.IDLE
+        self.refused = False
+        self.wiped = True
+        record = SENDER_ENTRY if role is Role.SENDER else RECEIVER_ENTRY
+        self.memory = BlockMemory(record, 1 << self.sizes.block_memory_log2)
+        self.toeplitz = Toeplitz(
+            1 << self.sizes.toeplitz_input_log2, 1 << self.sizes.toeplitz_output_log2
+        )
+        self._restart_block()
+
+    # -- registers ---------------------------------------------------------------------------
+
+    def read_word(self, offset: int) -> int:
+        if offset not in self._by_offset:
+            return 0
+        register, word = self._by_offset[offset]
+        if register.access is Access.COMMAND:
+            return 0
+        if word:
+            return self._latched
+        if register.access is Access.READ_WRITE:
+            value = self.values[register.name]
+        else:
+            value = self._status(register.name)
+        self._latched = value >> 32
+        return value & 0xFFFF_FFFF
+
+    def write_word(self, offset: int, value: int) -> None:
+        if offset not in self._by_offset:
+            return
+        register, word = self._by_offset[offset]
+        if register.access is Access.READ:
+            return
+        if register.words == 2 and not word:
+            self._held = value
+            return
+        if word:
+            value = self._held | value << 32
+        value &= (1 << register.bits) - 1
+        if register.access is Access.READ_WRITE:
+            former = self.values[register.name]
+            self.values[register.name] = value
+            if register.name == "mode" and value != former:
+                self._wipe()
+        else:
+            self._command(register.name, value)
+
+    def _status(self, name: str) -> int:
+        sizes = self.sizes
+        horizon = sizes.horizon_log2 if self.role is Role.SENDER else 0
+        fixed = {
+            "magic": MAGIC,
+            "contract_version": CONTRACT_VERSION,
+            "contract_hash": CONTRACT_HASH,
+            "gateware_version": GATEWARE_VERSION,
+            "role": int(self.role),
+            "configuration": sizes.toeplitz_input_log2
+            | sizes.toeplitz_output_log2 << 8
+            | sizes.block_memory_log2 << 16
+            | horizon << 24,
+            "status": self.wiped << 1 | self.refused << 2,
+            "block_state": int(self.state),
+            "block_count": self.memory.count,
+            "toeplitz_status": self.toeplitz.busy
+            | self.toeplitz.wiped << 1
+            | int(self.toeplitz.error) << 2,
+        }
+        if name in fixed:
+            return int(fixed[name])
+        for block, ledger in self._ledgers().items():
+            for counter in LEDGERS[block][1]:
+                if name == f"{block}_{counter.name}":
+                    return ledger.live[counter.name]
+                if name == f"{block}_{counter.name}_at_frame":
+                    return ledger.at_frame[counter.name]
+        raise KeyError(name)
+
+    def _ledgers(self) -> dict[str, Ledger]:
+        raise NotImplementedError
+
+    def _command(self, name: str, value: int) -> None:
+        if name == "wipe":
+            self._wipe()
+        elif name == "block_command":
+            self._block_command(value)
+        elif name == "toeplitz_command":
+            if value == ToeplitzCommand.START:
+                self.toeplitz.start(
+                    self.values["toeplitz_n"],
+                    self.values["toeplitz_m"],
+                    ToeplitzFamily(self.values["toeplitz_family"]),
+                )
+            elif value == ToeplitzCommand.WIPE:
+                self.toeplitz.wipe()
+            elif value == ToeplitzCommand.CLEAR_ERROR:
+                self.toeplitz.clear()
+
+    def _wipe(self) -> None:
+        self.toeplitz.wipe()
+        self.memory.wipe()
+        self.state = BlockState.IDLE
+        self.refused = False
+        self.wiped = True
+        self._restart_block()
+
+    def _restart_block(self) -> None:
+        raise NotImplementedError
+
+    def _block_command(self, command: int) -> None:
+        receiver = self.role is Role.RECEIVER
+        state = self.state
+        if (
+            command == BlockCommand.OPEN
+            and state is BlockState.IDLE
+            and self.values["mode"] == Mode.KEY
+        ):
+            self._restart_block()
+            self.state = BlockState.OPEN
+        elif command == BlockCommand.CLOSE and state is BlockState.OPEN:
+            self.state = BlockState.CLOSED
+        elif command == BlockCommand.BASES and state is BlockState.CLOSED:
+            self.memory.rewind()
+            self.state = BlockState.BASES
+        elif command == BlockCommand.RESOLVE and receiver and state is BlockState.ANSWERED:
+            self.memory.rewind()
+            self.state = BlockState.RESOLVE
+        elif command == BlockCommand.DISCARD and state is not BlockState.IDLE:
+            self.memory.wipe()
+            self._discard()
+            self.state = BlockState.IDLE
+        else:
+            self.refused = True
+
+    def _discard(self) -> None:
+        """Wipe what else belongs to the block."""
+
+    # -- streams -----------------------------------------------------------------------------
+
+    def send_bytes(self, stream: Stream, data: npt.NDArray[np.uint8]) -> None:
+        if data.size:
+            self._input[stream.name].append(data)
+
+    def receive_bytes(self, stream: Stream) -> npt.NDArray[np.uint8]:
+        chunks = self._output[stream.name]
+        self._output[stream.name] = []
+        return np.concatenate([np.zeros(0, np.uint8), *chunks])
+
+    def pending(self, name: str) -> int:
+        stream = self.stream(name, Direction.TO_BOARD)
+        return sum(chunk.size for chunk in self._input[name]) // stream.record.bytes
+
+    def _take(self, name: str) -> Structured:
+        """All records waiting on an input stream."""
+        chunks = self._input[name]
+        self._input[name] = []
+        if chunks:
+            self.wiped = False
+        return unpack(self.streams[name].record, np.concatenate([np.zeros(0, np.uint8), *chunks]))
+
+    def _return(self, name: str, records: Structured) -> None:
+        """Put back what the board has not taken."""
+        self._input[name].insert(0, pack(self.streams[name].record, records))
+
+    def _give(self, name: str, records: Structured) -> None:
+        record = self.streams[name].record
+        if records.dtype != dtype(record):
+            fields = zeros(record, len(records))
+            for field in record.fields:
+                fields[field.name] = records[field.name]
+            records = fields
+        if len(records):
+            self._output[name].append(pack(record, records))
+
+    def _run_toeplitz(self) -> None:
+        for name, feed in (
+            ("toeplitz_key", self.toeplitz.feed_key),
+            ("toeplitz_seed", self.toeplitz.feed_seed),
+        ):
+            words = self._take(name)
+            taken = feed(words["bits"])
+            if taken < len(words):
+                self._return(name, words[taken:])
+        out = zeros(self.streams["toeplitz_out"].record, 0)
+        result = self.toeplitz.output()
+        if len(result):
+            out = zeros(self.streams["toeplitz_out"].record, len(result))
+            out["bits"] = result
+        self._give("toeplitz_out", out)
+
+    def close(self) -> None:
+        self._wipe()
+        self._input = {name: [] for name in self._input}
+        self._output = {name: [] for name in self._output}
+
+
+class ModelReceiver(ModelBoard):
+    """Numpy twin of the receiver's station."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Role.RECEIVER, name)
+        self._restart_tags()
+
+    def _restart_tags(self) -> None:
+        # The gateware samples period and origin with the first record after its reset.
+        self.slotter: Slotter | None = None
+        self.histogram = Histogram()
+        self.blanking = Blanking()
+        self.gate = Gate()
+        self.squash = Squash()
+        self.announcer = Announcer()
+
+    def _restart_block(self) -> None:
+        self.announcer = Announcer()
+        self.resolver = Resolver()
+        self.tally = ReceiverTally()
+
+    def _wipe(self) -> None:
+        super()._wipe()
+        self._restart_tags()
+
+    def _ledgers(self) -> dict[str, Ledger]:
+        return {
+            "slotter": self.slotter.ledger if self.slotter else Ledger("slotter"),
+            "blanking": self.blanking.ledger,
+            "gate": self.gate.ledger,
+            "squash": self.squash.ledger,
+            "announcer": self.announcer.ledger,
+            "resolver": self.resolver.ledger,
+            "receiver_tally": self.tally.ledger,
+        }
+
+    def _command(self, name: str, value: int) -> None:
+        if name == "tag_path_reset":
+            self._restart_tags()
+        elif name == "histogram_command":
+            self.histogram.key_mode = self.values["mode"] == Mode.KEY
+            bins = self.histogram.dump()
+            if bins is None:
+                self.refused = True
+            else:
+                self._give("histogram", bins)
+        else:
+            super()._command(name, value)
+
+    def _configure(self) -> None:
+        values = self.values
+        self.histogram.shift = values["histogram_shift"]
+        self.blanking.slots = values["blanking_slots"]
+        self.squash.discard_cross = bool(values["squash_discard_cross"])
+        self.gate.windows = tuple(
+            Window.from_register(values[f"gate_{channel}_{window}"])
+            for channel in range(CHANNELS)
+            for window in range(GATE_WINDOWS)
+        )
+        self.announcer.first_slot = values["block_first_slot"]
+        self.announcer.last_slot = values["block_last_slot"]
+        self.memory.on_host = bool(values["block_on_host"])
+
+    def run(self) -> None:
+        self._configure()
+        tags = self._take("tags")
+        if len(tags):
+            if self.slotter is None:
+                self.slotter = Slotter(
+                    self.values["slotter_period"],
+                    self.values["slotter_reciprocal"],
+                    self.values["slotter_origin"],
+                )
+            slot_tags = self.slotter.process(tags)
+            self.histogram.process(slot_tags)
+            gated = self.gate.process(self.blanking.process(slot_tags))
+            if self.values["mode"] == Mode.INSTRUMENT:
+                self._give("gated", gated)
+            else:
+                self._detect(gated)
+        if self.state is BlockState.BASES:
+            self._give("bases", self.memory.read(None, self._take_fill()))
+            if self.memory.done:
+                self.state = BlockState.ANSWERED
+        if self.state in (BlockState.RESOLVE, BlockState.DONE):
+            self._resolve()
+        self._run_toeplitz()
+
+    def _detect(self, gated: Structured) -> None:
+        coins = self._take("coins")
+        detections, used = self.squash.process(gated, coins)
+        if used < len(coins):
+            self._return("coins", coins[used:])
+        is_open = self.state is BlockState.OPEN
+        announcements, entries = self.announcer.process(detections, is_open, self.memory.room)
+        self._give("announcements", announcements)
+        self._give("block_out", self.memory.write(entries))
+
+    def _take_fill(self) -> Structured:
+        return self._take("block_in") if self.memory.on_host else zeros(RECEIVER_ENTRY, 0)
+
+    def _resolve(self) -> None:
+        replies = self._take("replies")
+        entries = self.memory.read(len(replies), self._take_fill())
+        if len(entries) < len(replies) and not self.memory.done:
+            # What block memory still waits for from the control PC holds the replies back.
+            self._return("replies", replies[len(entries) :])
+            replies = replies[: len(entries)]
+        self._give("sifted", self.tally.process(self.resolver.process(replies, entries, True)))
+        if self.memory.done:
+            self.state = BlockState.DONE
+
+
+class ModelSender(ModelBoard):
+    """Numpy twin of the sender's station."""
+
+    def __init__(self, name: str) -> None:
+        self.state_memory = StateMemory(1 << Sizes().horizon_log2)
+        super().__init__(Role.SENDER, name)
+
+    def _restart_block(self) -> None:
+        self.sifter = Sifter()
+        self.tally = SenderTally()
+
+    def _discard(self) -> None:
+        self.state_memory.wipe()
+
+    def _wipe(self) -> None:
+        super()._wipe()
+        self._discard()
+
+    def _ledgers(self) -> dict[str, Ledger]:
+        return {
+            "state_memory": self.state_memory.ledger,
+            "sifter": self.sifter.ledger,
+            "sender_tally": self.tally.ledger,
+        }
+
+    def _status(self, name: str) -> int:
+        if name == "states_next_slot":
+            return self.state_memory.next_slot
+        return super()._status(name)
+
+    def run(self) -> None:
+        if self.state is BlockState.OPEN:
+            self._look_up()
+        if self.state in (BlockState.BASES, BlockState.DONE):
+            self._sift()
+        self._run_toeplitz()
+
+    def _look_up(self) -> None:
+        self.state_memory.first_state = self.values["states_first_slot"]
+        self.state_memory.first_slot = self.values["block_first_slot"]
+        self.memory.on_host = bool(self.values["block_on_host"])
+        self.state_memory.feed(self._take("states"))
+        entries = self.state_memory.look_up(self._take("announcements"), self.memory.room)
+        self._give("block_out", self.memory.write(entries))
+
+    def _sift(self) -> None:
+        bases = self._take("bases")
+        fill = self._take("block_in") if self.memory.on_host else None
+        entries = self.memory.read(len(bases), fill)
+        if len(entries) < len(bases) and not self.memory.done:
+            self._return("bases", bases[len(entries) :])
+            bases = bases[: len(entries)]
+        replies, sifted = self.sifter.process(bases, entries, True)
+        self._give("replies", replies)
+        self._give("sifted", self.tally.process(sifted))
+        if self.memory.done:
+            self.state = BlockState.DONE
+
+
+def open_station(role: Role, name: str) -> ModelBoard:
+    """Open the numpy twin of the station of `role`."""
+    return ModelSender(name) if role is Role.SENDER else ModelReceiver(name)

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Twin of `keyrail_gateware.slotter`."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from keyrail.contract import (
+    CHANNELS,
+    GAP_MAXIMUM_PS,
+    PERIOD_FRACTION_BITS,
+    SLOT_TAG,
+    TIME_BITS,
+    TagKind,
+    reciprocal,
+)
+from keyrail.layouts import Structured, zeros
+
+from .ledger import Ledger
+
+_Ints = npt.NDArray[np.int64]
+_Bools = npt.NDArray[np.bool_]
+
+_MASK = (1 << TIME_BITS) - 1
+_FRACTION = PERIOD_FRACTION_BITS
+_ONE = 1 << _FRACTION
+_BLOCK = 1 << 17
+"""Records treated at once; their columns stay in the processor's cache."""
+_SPAN = 1 << 49
+"""Tag time treated from one base, ps; quotients stay below 2^40."""
+_LIMB = (1 << 18) - 1
+
+
+def _belongs(period: int, value: int) -> bool:
+    try:
+        return reciprocal(period) == value
+    except ValueError:
+        return False
+
+
+class Slotter:
+    """Find the slot and phase of tags, bit for bit as the gateware does.
+
+    With the reciprocal that belongs to the period, results are floors of exact quotients,
+    vectorised. With any other, the gateware's arithmetic is followed record by record, which is
+    slow and serves to know which clicks it drops as inexact.
+
+    Parameters
+    ----------
+    period
+        Slot period, ps in 20.44 fixed point.
+    reciprocal_value
+        Value of the gateware's ``reciprocal``; None stands for the one that belongs to the
+        period.
+    origin
+        Time at which slot 0 begins, ps modulo 2^48.
+
+    Raises
+    ------
+    ValueError
+        If no reciprocal is given and the period is outside the contract's range.
+    """
+
+    def __init__(self, period: int, reciprocal_value: int | None = None, origin: int = 0) -> None:
+        self.period = period
+        self.reciprocal = reciprocal(period) if reciprocal_value is None else reciprocal_value
+        self.origin = origin
+        self.ledger = Ledger("slotter")
+        self._exact = _belongs(period, self.reciprocal)
+        self._last = 0  # ps from the origin to the last record, unwrapped
+        self._started = False
+        self._base = (0, 0, 0)
+        self._result = (0, 0)
+        self._settled = True
+        self._broken = False
+
+    def process(self, tags: Structured) -> Structured:
+        """Turn a chunk of ``tag`` records into ``slot_tag``; state is kept for the next chunk."""
+        parts = [self._block(tags[at : at + _BLOCK]) for at in range(0, len(tags), _BLOCK)]
+        return np.concatenate(parts) if parts else zeros(SLOT_TAG, 0)
+
+    def _block(self, tags: Structured) -> Structured:
+        click = tags["kind"] == TagKind.CLICK
+        bad = click & (tags["channel"] >= CHANNELS)
+        chosen = ~bad if bad.any() else slice(None)
+        time = tags["time"][chosen].astype(np.int64)
+        steps = np.diff(time, prepend=(self.origin + self._last) & _MASK) & _MASK
+        steps[steps > GAP_MAXIMUM_PS] -= 1 << TIME_BITS
+        if float(np.abs(steps).sum(dtype=np.float64)) >= 2.0**61:
+            half = len(tags) // 2
+            return np.concatenate([self._block(tags[:half]), self._block(tags[half:])])
+        position, early_chosen = self._order(steps, time)
+
+        early = np.zeros(len(tags), bool)
+        early[chosen] = early_chosen
+        forward = np.flatnonzero(~early & ~bad)
+        started = np.full(len(tags), self._started)
+        if len(forward):
+            started[forward[0] :] = True
+            self._started = True
+
+        slots, phases = np.zeros(len(time), np.uint64), np.zeros(len(time), np.uint32)
+        fails_chosen = np.zeros(len(time), bool)
+        dropped = click & early
+        kept = ~dropped[chosen]
+        if self._exact:
+            self._divide(position, slots, phases)
+        else:
+            fails_chosen[kept] = self._imitate(
+                position[kept], early_chosen[kept], slots, phases, np.flatnonzero(kept)
+            )
+        if len(position):
+            self._last += int(position[-1])
+
+        fails = np.zeros(len(tags), bool)
+        fails[chosen] = fails_chosen
+        inexact = click & fails
+        leaves = ~(bad | dropped | inexact)
+        self.ledger.count(
+            np.flatnonzero(tags["kind"] == TagKind.FRAME),
+            **{
+                "in": click,
+                "out": click & leaves,
+                "bad_channel": bad,
+                "before_origin": dropped & ~started,
+                "out_of_order": dropped & started,
+                "inexact": inexact,
+            },
+        )
+        result = zeros(SLOT_TAG, int(leaves.sum()))
+        result["slot"] = slots[leaves[chosen]]
+        result["phase"] = phases[leaves[chosen]]
+        result["channel"] = tags["channel"][leaves]
+        result["kind"] = tags["kind"][leaves]
+        return result
+
+    def _order(self, steps: _Ints, time: _Ints) -> tuple[_Ints, _Bools]:
+        """Times from the last record of the former chunk, early ones moved; and which were."""
+        reach = np.cumsum(steps)
+        last = np.maximum.accumulate(np.concatenate([np.zeros(1, np.int64), reach]))
+        behind = reach - last[:-1]
+        # Modulo 2^48 only differences above -2^47 are known to be early.
+        if not len(behind) or int(behind.min()) > -GAP_MAXIMUM_PS:
+            return last[1:], behind < 0
+        position, early = np.zeros(len(time), np.int64), np.zeros(len(time), bool)
+        place = 0
+        start = self.origin + self._last
+        for index, value in enumerate(time.tolist()):
+            gap = (value - start - place) & _MASK
+            early[index] = gap > GAP_MAXIMUM_PS
+            place += 0 if early[index] else gap
+            position[index] = place
+        return position, early
+
+    def _divide(
+        self, position: _Ints, slots: npt.NDArray[np.uint64], phases: npt.NDArray[np.uint32]
+    ) -> None:
+        """Exact slots and phases of times that do not fall, counted from the last record."""
+        whole, part = divmod(self.period, _ONE)
+        fraction = np.uint64(part)
+        low, rise, mask = np.uint64(20), np.uint64(_FRACTION), np.uint64(_ONE - 1)
+        start = 0
+        while start < len(position):
+            first = int(position[start])
+            stop = int(np.searchsorted(position, first + _SPAN))
+            base_slot, base_rest = divmod((self._last + first) << _FRACTION, self.period)
+            base_phase, base_part = divmod(base_rest, _ONE)
+            total = position[start:stop] - (first - base_phase)
+            # The estimate's error is below 1/700, so it is the quotient or one beside it.
+            q = (total * (_ONE / self.period)).astype(np.int64)
+            # q times the period's fraction, 84 bits, as `carry` ps and `rest` / 2^44 ps
+            upper = (q >> 20).astype(np.uint64) * fraction
+            lower = (q & ((1 << 20) - 1)).astype(np.uint64) * fraction
+            rest = ((upper & np.uint64((1 << 24) - 1)) << low) + (lower & mask)
+            carry = (upper >> np.uint64(24)) + (lower >> rise) + (rest >> rise)
+            rest = np.uint64(base_part) + (mask + np.uint64(1)) - (rest & mask)
+            phase = total - q * whole - carry.astype(np.int64) + (rest >> rise).astype(np.int64) - 1
+            rest &= mask
+            below = np.flatnonzero(phase < 0)
+            if len(below):
+                corrected = rest[below] + fraction
+                phase[below] += whole + (corrected >> rise).astype(np.int64)
+                rest[below] = corrected & mask
+                q[below] -= 1
+            above = np.flatnonzero((phase > whole) | ((phase == whole) & (rest >= fraction)))
+            if len(above):
+                corrected = rest[above] + (mask + np.uint64(1)) - fraction
+                phase[above] -= whole + 1 - (corrected >> rise).astype(np.int64)
+                q[above] += 1
+            slots[start:stop] = (q + (base_slot & _MASK)) & _MASK
+            phases[start:stop] = phase
+            start = stop
+
+    def _imitate(
+        self,
+        position: _Ints,
+        early: _Bools,
+        slots: npt.NDArray[np.uint64],
+        phases: npt.NDArray[np.uint32],
+        places: npt.NDArray[np.intp],
+    ) -> _Bools:
+        """Follow the gateware's arithmetic with a reciprocal that does not belong."""
+        fails = np.zeros(len(position), bool)
+        start = self._last
+        last = start
+        for index, (ahead, is_early) in enumerate(
+            zip(position.tolist(), early.tolist(), strict=True)
+        ):
+            time = start + ahead
+            base_time, base_slot, base_rest = self._base
+            if not is_early:
+                near = max(time, last) - base_time < GAP_MAXIMUM_PS
+                if not (self._settled or near):
+                    self._base = base_time, base_slot, base_rest = (last, *self._result)
+                self._settled = False
+                last = time
+            total = time - base_time + (base_rest >> _FRACTION)
+            estimate = sum(
+                ((total >> 18 * a & _LIMB) * (self.reciprocal >> 18 * b & _LIMB)) << 18 * (a + b)
+                for a in range(3)
+                for b in range(3)
+                if a + b >= 2
+            )
+            q = estimate >> 57
+            rest = (total << _FRACTION) + (base_rest & (_ONE - 1)) - q * self.period
+            self._broken |= not 0 <= rest < 2 * self.period
+            if not self._broken:
+                more = rest >= self.period
+                self._result = (
+                    (base_slot + q + more) & _MASK,
+                    rest - self.period if more else rest,
+                )
+            fails[index] = self._broken
+            slots[places[index]] = self._result[0]
+            phases[places[index]] = self._result[1] >> _FRACTION
+        return fails

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulated boards: the gateware and its twin give the same bytes, whatever the cable does."""
+
+import numpy as np
+import pytest
+
+import keyrail
+from keyrail import tag_path
+from keyrail.board import Board, BoardError
+from keyrail.contract import (
+    ANNOUNCEMENT,
+    BASIS,
+    COIN,
+    LEDGERS,
+    PERIOD_FRACTION_BITS,
+    REPLY,
+    STATE_WORD,
+    STATES_PER_WORD,
+    TOEPLITZ_WORD,
+    BlockCommand,
+    BlockState,
+    Direction,
+    Mode,
+    ToeplitzCommand,
+    ToeplitzFamily,
+)
+from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
+from keyrail.errors import ContractMismatch, SettingError
+from keyrail.layouts import dtype, zeros
+
+pytestmark = pytest.mark.xdist_group("stations")
+
+KINDS = ("sim", "sim-model")
+PERIOD_PS = 10_000
+PERIOD = (PERIOD_PS << PERIOD_FRACTION_BITS) + 123_456_789
+SLOTS = 3_000
+FIRST = 160
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def collect(board: Board) -> dict[str, bytes]:
+    """All bytes that have come, by stream."""
+    return {
+        name: board.receive_bytes(stream).tobytes()
+        for name, stream in board.streams.items()
+        if stream.direction is Direction.TO_HOST
+    }
+
+
+def clicks(seed: int, slots: int = SLOTS, share: float = 0.2):
+    """Random clicks on all detectors, some of them outside the gate, in shared slots too."""
+    rng = np.random.default_rng(seed)
+    hit = np.flatnonzero(rng.random(slots * 4) < share)
+    slot, channel = hit // 4, hit % 4
+    phase = np.where(rng.random(len(hit)) < 0.8, rng.normal(5_000, 60, len(hit)), 0)
+    phase = np.where(phase == 0, rng.uniform(0, PERIOD_PS, len(hit)), phase)
+    times = (777 + slot * (PERIOD / (1 << PERIOD_FRACTION_BITS)) + phase).astype(np.int64)
+    order = np.argsort(times, kind="stable")
+    return times[order], channel[order].astype(np.uint8)
+
+
+def set_up(board: Board, origin: int = 777) -> None:
+    tag_path.set_slots(board, PERIOD, origin)
+    board.write("blanking_slots", 1)
+    gates = {channel: (4_800, 5_200) for channel in range(4)}
+    tag_path.set_gates(board, gates, tag_path.OUTCOMES)
+
+
+def coins(seed: int, count: int):
+    records = zeros(COIN, count)
+    rng = np.random.default_rng(seed)
+    records["bit"], records["basis"] = rng.integers(0, 2, count), rng.integers(0, 2, count)
+    return records
+
+
+def state_words(states):
+    words = zeros(STATE_WORD, len(states) // STATES_PER_WORD)
+    for i in range(STATES_PER_WORD):
+        words[f"state_{i}"] = states[i::STATES_PER_WORD]
+    return words
+
+
+def one_block(kind: str, seed: int, on_host: bool, pauses: bool) -> dict[str, object]:
+    """A whole block by hand on both boards; everything that can be seen of it."""
+    rng = np.random.default_rng(seed)
+    states = rng.integers(0, 16, SLOTS - SLOTS % 16).astype(np.uint8)
+    seen: dict[str, object] = {}
+    with keyrail.open(f"{kind}:alice") as alice, keyrail.open(f"{kind}:bob") as bob:
+        if pauses:
+            alice.pauses(seed, 0.5, 0.4)
+            bob.pauses(seed + 1, 0.4, 0.5)
+        for board in (alice, bob):
+            board.write("mode", Mode.KEY)
+            board.run()
+            board.write("block_first_slot", FIRST)
+            board.write("block_last_slot", SLOTS - 100)
+            board.write("block_on_host", int(on_host))
+        set_up(bob)
+        alice.write("states_first_slot", 0)
+        for board in (alice, bob):
+            board.write("block_command", BlockCommand.OPEN)
+            board.run()
+            assert board.read("block_state") == BlockState.OPEN
+        times, channels = clicks(seed)
+        bob.send("coins", coins(seed, 5_000))
+        half = len(times) // 2
+        for part in (slice(0, half), slice(half, None)):
+            until = int(times[part][-1]) + 1
+            bob.send("tags", tag_path.tag_records(times[part], channels[part], until))
+            bob.run()
+        tag_path.send_frame(bob, int(times[-1]) + 10 * PERIOD_PS)
+        bob.run()
+        tag_path.check_ledgers(bob, tag_path.CHAIN)
+        tag_path.check_ledgers(bob, tag_path.CHAIN, at_frame=True)
+        alice.send("states", state_words(states))
+        alice.run()
+        announcements = bob.receive("announcements")
+        assert len(announcements) > 500
+        alice.send("announcements", announcements)
+        alice.run()
+        spilled = {b.name: b.receive("block_out") for b in (alice, bob)}
+        count = bob.read("block_count")
+        assert alice.read("block_count") == count
+        assert len(spilled[bob.name]) == (count if on_host else 0)
+
+        # Bases are held back until the block has closed.
+        bob.write("block_command", BlockCommand.BASES)
+        bob.run()
+        assert len(bob.receive("bases")) == 0
+        assert bob.read_fields("status")["refused"] == 1
+        for board in (alice, bob):
+            board.write("block_command", BlockCommand.CLOSE)
+            board.run()
+            board.write("block_command", BlockCommand.BASES)
+            if on_host:
+                board.send("block_in", spilled[board.name])
+            board.run()
+        bases = bob.receive("bases")
+        assert len(bases) == count
+        alice.send("bases", bases)
+        alice.run()
+        replies = alice.receive("replies")
+        assert len(replies) == count
+        bob.write("block_command", BlockCommand.RESOLVE)
+        if on_host:
+            bob.send("block_in", spilled[bob.name])
+        bob.send("replies", replies)
+        bob.run()
+        sifted = {board.name: board.receive("sifted") for board in (alice, bob)}
+        for board, role in ((alice, "alice"), (bob, "bob")):
+            assert board.read("block_state") == BlockState.DONE
+            for block, (roles, _) in LEDGERS.items():
+                if board.role in roles:
+                    seen[f"{role} {block}"] = board.ledger(block)
+            seen[f"{role} rest"] = collect(board)
+            seen[f"{role} sifted"] = sifted[board.name].tobytes()
+            seen[f"{role} spilled"] = spilled[board.name].tobytes()
+        seen |= {
+            "announcements": announcements.tobytes(),
+            "bases": bases.tobytes(),
+            "replies": replies.tobytes(),
+        }
+        at_alice, at_bob = sifted[alice.name], sifted[bob.name]
+        assert len(at_alice) == len(at_bob) > 100
+        assert np.array_equal(at_alice["test"], at_bob["test"])
+        # A key-basis bit is never opened.
+        opened = replies["opened"] == 1
+        assert not replies["bit"][~opened].any()
+        assert np.array_equal(opened, (replies["keep"] == 1) & (bases["basis"] == 1))
+    return seen
+
+
+@pytest.mark.parametrize("on_host", [False, True], ids=["on board", "on host"])
+def test_a_block_gives_the_same_bytes_on_gateware_and_twin(on_host):
+    twin = one_block("sim-model", 11, on_host, pauses=False)
+    assert one_block("sim", 11, on_host, pauses=False) == twin
+    assert one_block("sim", 11, on_host, pauses=True) == twin
+
+
+def test_instrument_mode_gives_the_same_bytes_on_gateware_and_twin():
+    seen = []
+    for kind in KINDS:
+        with keyrail.open(f"{kind}:bob") as bob:
+            set_up(bob)
+            times, channels = clicks(3)
+            bob.send("tags", tag_path.tag_records(times, channels, int(times[-1]) + 1))
+            bob.run()
+            bob.write("histogram_command", 1)
+            bob.run()
+            seen.append(collect(bob))
+            dropped = tag_path.check_ledgers(bob, tag_path.CHAIN[:3])
+            assert sum(dropped.values()) + bob.ledger("gate")["out"] == len(times)
+    assert seen[0] == seen[1]
+    assert len(seen[0]["gated"]) > 0
+    assert len(seen[0]["histogram"]) == 8 * 1024 * 4
+
+
+def test_identity(kind):
+    with keyrail.open(f"{kind}:alice") as alice:
+        identity = alice.identify()
+        assert identity["horizon_log2"] == 17
+        assert identity["toeplitz_input_log2"] == 18
+
+
+def test_another_contract_is_refused(kind, monkeypatch):
+    with keyrail.open(f"{kind}:bob") as bob:
+        monkeypatch.setattr("keyrail.board.CONTRACT_HASH", 1)
+        with pytest.raises(ContractMismatch, match="rebuild the gateware"):
+            bob.identify()
+
+
+def test_wrong_names_say_what_would_be_right():
+    with pytest.raises(SettingError, match="sim:alice, sim:bob"):
+        keyrail.open("sim:carol")
+    with pytest.raises(SettingError, match="sim:alice, sim:bob"):
+        keyrail.open("usb")
+
+
+def test_wrong_use_is_refused(kind):
+    with keyrail.open(f"{kind}:bob") as bob:
+        with pytest.raises(BoardError, match="no register 'states_first_slot'"):
+            bob.write("states_first_slot", 0)
+        with pytest.raises(BoardError, match="read-only"):
+            bob.write("magic", 0)
+        with pytest.raises(SettingError, match="0 to 65535"):
+            bob.write("blanking_slots", 65536)
+        with pytest.raises(SettingError, match="one of the fields"):
+            bob.write("gate_0_0", stat=1)
+        with pytest.raises(BoardError, match="no stream 'states'"):
+            bob.send("states", zeros(STATE_WORD, 1))
+        with pytest.raises(BoardError, match="no stream 'tags' to host"):
+            bob.receive("tags")
+
+
+def test_commands_out_of_turn_are_refused(kind):
+    with keyrail.open(f"{kind}:bob") as bob:
+        assert bob.read_fields("status")["wiped"] == 1
+        for command in (BlockCommand.OPEN, BlockCommand.CLOSE, BlockCommand.BASES):
+            bob.write("block_command", command)  # not in instrument mode
+            bob.run()
+            assert bob.read("block_state") == BlockState.IDLE
+        assert bob.read_fields("status")["refused"] == 1
+        bob.write("mode", Mode.KEY)
+        bob.run()
+        assert bob.read_fields("status")["refused"] == 0
+        bob.write("block_command", BlockCommand.OPEN)
+        bob.run()
+        for command in (BlockCommand.OPEN, BlockCommand.BASES, BlockCommand.RESOLVE):
+            bob.write("block_command", command)
+            bob.run()
+            assert bob.read("block_state") == BlockState.OPEN
+        bob.write("block_command", BlockCommand.DISCARD)
+        bob.run()
+        assert bob.read("block_state") == BlockState.IDLE
+        # In key mode no tag and no thin histogram leaves the board.
+        set_up(bob)
+        times, channels = clicks(5)
+        bob.send("tags", tag_path.tag_records(times[:500], channels[:500], int(times[500])))
+        bob.run()
+        bob.write("histogram_command", 1)
+        bob.run()
+        assert collect(bob)["gated"] == b""
+        assert tag_path.read_histogram(bob) is None
+
+
+def test_wipe_says_so_and_discards_the_block(kind):
+    with keyrail.open(f"{kind}:bob") as bob:
+        bob.write("mode", Mode.KEY)
+        bob.run()
+        set_up(bob)
+        bob.write("block_last_slot", SLOTS)
+        bob.write("block_command", BlockCommand.OPEN)
+        bob.run()
+        times, channels = clicks(5)
+        bob.send("coins", coins(1, 1000))
+        bob.send("tags", tag_path.tag_records(times, channels, int(times[-1])))
+        bob.run()
+        assert bob.read("block_count") > 0
+        assert bob.read_fields("status")["wiped"] == 0
+        bob.write("wipe", 1)
+        bob.run()
+        assert bob.read_fields("status")["wiped"] == 1
+        assert bob.read("block_count") == 0
+        assert bob.read("block_state") == BlockState.IDLE
+
+
+@pytest.mark.parametrize("family", ["modified", "plain"])
+def test_toeplitz_on_the_board(kind, family):
+    rng = np.random.default_rng(8)
+    n, m = 5_001, 1_003
+    key = rng.integers(0, 2, n).astype(np.uint8)
+    seed = rng.integers(0, 2, seed_bits(n, m, family)).astype(np.uint8)
+    geometry = Geometry(n, m, family)
+    with keyrail.open(f"{kind}:alice") as alice:
+        alice.write("toeplitz_n", n)
+        alice.write("toeplitz_m", m)
+        alice.write("toeplitz_family", ToeplitzFamily[family.upper()])
+        alice.write("toeplitz_command", ToeplitzCommand.START)
+        for name, words in (
+            ("toeplitz_key", geometry.pack_key(key)),
+            ("toeplitz_seed", geometry.pack_seed(seed)),
+        ):
+            records = zeros(TOEPLITZ_WORD, len(words))
+            records["bits"] = words
+            alice.send(name, records)
+        alice.run()
+        words = alice.receive("toeplitz_out")["bits"]
+        assert alice.read_fields("toeplitz_status")["error"] == 0
+    assert np.array_equal(geometry.unpack_output(words), toeplitz_hash(key, seed, m, family))
+
+
+def test_layouts_of_the_link_hold_no_more_than_the_protocol_says():
+    assert dtype(ANNOUNCEMENT).names == ("difference", "more")
+    assert dtype(BASIS).names == ("basis",)
+    assert dtype(REPLY).names == ("keep", "opened", "bit")
