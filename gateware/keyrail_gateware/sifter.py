@@ -56,7 +56,9 @@ class Sifter(wiring.Component):
         m.d.comb += [
             test.eq(entry.basis == Basis.X),
             keep.eq(entry.present & (entry.basis == self.basis.payload.basis) & ~self.exhausted),
-            free.eq((~self.reply.valid | self.reply.ready) & (~self.sifted.valid | self.sifted.ready)),
+            free.eq(
+                (~self.reply.valid | self.reply.ready) & (~self.sifted.valid | self.sifted.ready)
+            ),
             self.basis.ready.eq(free & (self.entry.valid | self.exhausted)),
             self.entry.ready.eq(free & self.basis.valid & ~self.exhausted),
         ]

@@ -59,7 +59,9 @@ class ToeplitzProduct(wiring.Component):
         m = Module()
         width, t, x = self._width, self.t, self.x
         if width <= self._smallest:
-            terms = [t[width - 1 - c : 2 * width - 1 - c] & x[c].replicate(width) for c in range(width)]
+            terms = [
+                t[width - 1 - c : 2 * width - 1 - c] & x[c].replicate(width) for c in range(width)
+            ]
             total = terms[0]
             for term in terms[1:]:
                 total = total ^ term
@@ -143,9 +145,7 @@ class Toeplitz(wiring.Component):
         8 bits, sticky: bit 0, n or m out of range; bit 1, start while busy. Neither starts a hash.
     """
 
-    def __init__(
-        self, input_bits: int = 1 << 18, output_bits: int = 1 << 17, smallest: int = 8
-    ):
+    def __init__(self, input_bits: int = 1 << 18, output_bits: int = 1 << 17, smallest: int = 8):
         if input_bits % WORD or output_bits % WORD or not 0 < output_bits <= input_bits:
             raise ValueError(
                 f"{input_bits} input and {output_bits} output bits: allowed are multiples of 64, "
@@ -220,8 +220,9 @@ class Toeplitz(wiring.Component):
                 m.d.sync += self.error[0].eq(1)
 
         # -- words in ----------------------------------------------------------------------
-        key_taken, seed_taken = Signal(range(most_columns + most_rows + 1)), Signal(
-            range(most_columns + most_rows + 1)
+        key_taken, seed_taken = (
+            Signal(range(most_columns + most_rows + 1)),
+            Signal(range(most_columns + most_rows + 1)),
         )
         key_words, seed_words = Signal.like(key_taken), Signal.like(seed_taken)
         in_identity = Signal()
@@ -251,9 +252,7 @@ class Toeplitz(wiring.Component):
         credit = Signal(range(self.QUEUE + 1))
         begins, issues, takes = Signal(), Signal(), Signal()
         m.d.comb += [
-            begins.eq(
-                (state == ToeplitzState.RUN) & (row != rows) & (step == 0) & (credit != 0)
-            ),
+            begins.eq((state == ToeplitzState.RUN) & (row != rows) & (step == 0) & (credit != 0)),
             issues.eq((state == ToeplitzState.RUN) & (begins | (step != 0))),
             takes.eq(self.o.valid & self.o.ready),
             read["seed"].addr.eq(row + columns - step),
@@ -300,13 +299,10 @@ class Toeplitz(wiring.Component):
         ]
         accumulator, total = Signal(WORD), Signal(WORD)
         m.d.comb += total.eq(
-            product.y
-            ^ Mux(firsts[-1], Mux(modified, read["identity"].data, 0), accumulator)
+            product.y ^ Mux(firsts[-1], Mux(modified, read["identity"].data, 0), accumulator)
         )
         mask = Signal(WORD)
-        m.d.comb += mask.eq(
-            Mux((out_row == rows - 1) & last_bits.any(), (1 << last_bits) - 1, ~0)
-        )
+        m.d.comb += mask.eq(Mux((out_row == rows - 1) & last_bits.any(), (1 << last_bits) - 1, ~0))
         queue = Array(Signal(WORD, name=f"queue_{i}") for i in range(self.QUEUE))
         pushed, popped = Signal(range(self.QUEUE)), Signal(range(self.QUEUE))
         level = Signal(range(self.QUEUE + 1))
@@ -364,9 +360,7 @@ class Toeplitz(wiring.Component):
                         self.wiped.eq(0),
                         modified.eq(self.family),
                         rows.eq((self.m + WORD - 1) >> 6),
-                        columns.eq(
-                            Mux(toeplitz_bits == 0, 1, (toeplitz_bits + WORD - 1) >> 6)
-                        ),
+                        columns.eq(Mux(toeplitz_bits == 0, 1, (toeplitz_bits + WORD - 1) >> 6)),
                         last_bits.eq(self.m[:6]),
                     ]
             with m.Case(ToeplitzState.LOAD):

@@ -132,7 +132,7 @@ def demo(
     console.print(table)
     _write(json_file, "--json", json.dumps(result.as_dict(), indent=2))
     if report is not None:
-        _write(report, "--report", reports.demo_report(result.report_data()))
+        _write(report, "--report", reports.demo_report(result))
         console.print(f"Report: {report}")
     if result.accepted and not result.keys_equal:
         click.echo("keyrail: error: the stations' keys differ", err=True)
@@ -203,7 +203,7 @@ def replay(
     console.print(table)
     _write(json_file, "--json", json.dumps(result.as_dict(), indent=2))
     if report is not None:
-        _write(report, "--report", reports.replay_report(result.report_data()))
+        _write(report, "--report", reports.replay_report(result))
         console.print(f"Report: {report}")
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,14 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from keyrail import acquire, board, tag_path
-from keyrail.contract import PERIOD_FRACTION_BITS, STATES_PER_WORD, Mode, TagKind
-from keyrail.errors import KeyrailError, MissingExtra, SettingError
+from keyrail.contract import PERIOD_FRACTION_BITS, STATES_PER_WORD, Mode, Role, TagKind
+from keyrail.distil.estimate import DecoySource
+from keyrail.errors import MissingExtra, SettingError
 from keyrail.link import memory_pair
 from keyrail.messages import ProtocolError
 from keyrail.randomness import OsRandom, RandomSource, TestRandom
-from keyrail.session import BlockResult, ReceiverDistiller, SenderDistiller, run_pair
-from keyrail.source import random_states
+from keyrail.session import (
+    BlockResult,
+    DistilSettings,
+    ReceiverDistiller,
+    SenderDistiller,
+    run_pair,
+)
+from keyrail.source import quantised, random_states
 from keyrail.station import ReceiverStation, SenderStation, check_tallies
+from keyrail.training import TrainingError, find_first_slot, training_states
 
 if TYPE_CHECKING:
     from keyrail_sim.photonics import Photonics
@@ -40,6 +47,7 @@ P_Z, P_SIGNAL = 0.7, 0.3
 INTENSITIES = (0.6, 0.2)
 
 Progress = Callable[[str, float, str], None]
+_HASHED_ON = {"board": "both boards", "host": "both control PCs (whole)", "": "-"}
 
 
 @dataclass(frozen=True)
@@ -97,43 +105,116 @@ class DemoResult:
     ----------
     settings
         As asked for.
-    detections
-        Slots announced and kept in the block.
-    sender, receiver
-        Result of the block on either side.
+    accepted
+        Both stations hold a key.
+    reason
+        Why there is none, else empty.
     keys_equal
-        True if both stations hold the same key of at least one bit.
+        True if both hold the same key, of one bit at least.
+    detections, clicks
+        Slots announced and kept in the block; clicks that entered the tag path.
+    result
+        The sender's result of the block; None if the block was never distilled.
     hash_on
-        ``board`` or ``host``.
-    clicks, dropped
-        Clicks of the block, and those dropped by ``block: reason``.
-    histogram, bin_ps, gate
-        Phase histograms of the block (None if the board held them back), and the gate, ps.
-    period_ps, visibility
-        What the training found.
-    cycles
-        Simulated clocks by station; empty with the model.
-    seconds
-        Time by stage.
+        ``board`` or ``host``; empty if nothing was hashed.
+    dropped
+        Clicks that made no detection, by ``block: reason``.
+    histogram, bin_ps, gate, period_ps, visibility
+        Phase histograms of the block (None if the board held them back), and what the training
+        found.
+    timeline
+        Rates over the block; None without detections.
+    randomness
+        Label of the source of each use.
+    seconds, cycles
+        Time by stage, and simulated clocks by station (none with the model).
     """
 
     settings: DemoSettings
-    detections: int
-    sender: BlockResult
-    receiver: BlockResult
-    keys_equal: bool
-    hash_on: str
-    clicks: int
-    dropped: dict[str, int]
-    histogram: npt.NDArray[np.int64] | None
-    bin_ps: int
-    gate: tuple[int, int]
-    period_ps: float
-    visibility: float
-    timeline: Timeline
-    seconds: dict[str, float]
+    accepted: bool = False
+    reason: str = ""
+    keys_equal: bool = False
+    detections: int = 0
+    clicks: int = 0
+    result: BlockResult | None = None
+    qber_z: float | None = None
+    hash_on: str = ""
+    block_on_host: bool = False
+    dropped: dict[str, int] = field(default_factory=dict)
+    histogram: npt.NDArray[np.int64] | None = None
+    bin_ps: int = 1
+    gate: tuple[int, int] = (0, 0)
+    period_ps: float = 0.0
+    visibility: float = 0.0
+    timeline: Timeline | None = None
+    randomness: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     cycles: dict[str, int] = field(default_factory=dict)
-    simulation_seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Result for JSON; no secret is in it."""
+        result = self.result or BlockResult()
+        return {
+            "distance_km": self.settings.distance_km,
+            "backend": self.settings.backend,
+            "eve": self.settings.eve,
+            "seed": self.settings.seed,
+            "slots": self.settings.slots,
+            "clicks": self.clicks,
+            "detections": self.detections,
+            "sifted_bits": result.sifted_bits,
+            "qber_z": result.qber_z,
+            "qber_x": result.qber_x,
+            "leak_bits": result.leak_bits,
+            "leak": result.leak,
+            "reconciliation_efficiency": result.efficiency,
+            "secret_bits": result.secret_bits,
+            "secret_bits_are": "an estimate (Rusca et al. 2018, 1-decoy)",
+            "keys_equal": self.keys_equal,
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "verified": result.verified,
+            "link_authenticated": result.authenticated,
+            "hash_on": self.hash_on,
+            "block_memory_on": "host" if self.block_on_host else "board",
+            "randomness": self.randomness,
+            "dropped": self.dropped,
+            "period_ps": self.period_ps,
+            "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
+            "simulated_cycles": self.cycles,
+        }
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Rows of the last table."""
+        result = self.result or BlockResult()
+
+        def rate(value: float | None) -> str:
+            return "not known" if value is None else f"{value:.2%}"
+
+        rows = [
+            ("Fibre", f"{self.settings.distance_km:g} km"),
+            ("Slots", f"{self.settings.slots:,}"),
+            ("Detections", f"{self.detections:,} of {self.clicks:,} clicks"),
+            ("Sifted bits (Z)", f"{result.sifted_bits:,}"),
+            ("QBER in Z", rate(result.qber_z)),
+            ("QBER in X", rate(result.qber_x)),
+            ("Leak", f"{result.leak_bits:,} bits"),
+            ("Secret bits (estimate)", f"{result.secret_bits:,}"),
+            ("Keys equal", "yes" if self.keys_equal else "no key"),
+            (
+                "Hashed on",
+                {"board": "both boards", "host": "both control PCs"}.get(self.hash_on, "-"),
+            ),
+            ("Block memory on", "control PC" if self.block_on_host else "board"),
+            ("Randomness", ", ".join(f"{use}: {label}" for use, label in self.randomness.items())),
+            ("Classical link", "authenticated" if result.authenticated else "NOT authenticated"),
+        ]
+        if self.reason:
+            rows.append(("No key because", self.reason))
+        rows += [(f"Time: {stage}", f"{spent:.1f} s") for stage, spent in self.seconds.items()]
+        for station, cycles in self.cycles.items():
+            rows.append((f"Simulated clocks, {station}", f"{cycles:,}"))
+        return rows
 
 
 @dataclass
@@ -185,12 +266,13 @@ def _train(receiver: board.Board, photonics: Photonics) -> _Tuning:
     receiver.write("mode", Mode.INSTRUMENT)
     nominal = NOMINAL_PERIOD_PS << PERIOD_FRACTION_BITS
     if len(clicks.times) == 0:
-        raise TrainingError("no click during the training slots")
+        raise TrainingError("training pattern not found: no click during the training slots")
     start = int(clicks.times[0]) - NOMINAL_PERIOD_PS
+    last = int(clicks.times[-1])
     tag_path.set_slots(receiver, nominal, start)
     receiver.write("blanking_slots", BLANKING_SLOTS)
     tag_path.open_gates(receiver, tag_path.OUTCOMES, nominal)
-    receiver.send("tags", tag_path.tag_records(clicks.times, clicks.channels, clicks.until))
+    receiver.send("tags", tag_path.tag_records(clicks.times, clicks.channels, last))
     receiver.run()
     gated = receiver.receive("gated")
     gated = gated[gated["kind"] == TagKind.CLICK]
@@ -206,7 +288,7 @@ def _train(receiver: board.Board, photonics: Photonics) -> _Tuning:
     # The gate comes from the board's own histogram, with the slots as they will be used.
     tag_path.set_slots(receiver, found.period_fixed, origin)
     tag_path.open_gates(receiver, tag_path.OUTCOMES, found.period_fixed)
-    receiver.send("tags", tag_path.tag_records(clicks.times, clicks.channels, clicks.until))
+    receiver.send("tags", tag_path.tag_records(clicks.times, clicks.channels, last))
     receiver.run()
     receiver.receive("gated")
     histogram = tag_path.read_histogram(receiver)
@@ -216,3 +298,180 @@ def _train(receiver: board.Board, photonics: Photonics) -> _Tuning:
     # One window for all channels: unequal gates would tell detectors apart.
     gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
     return _Tuning(found.period_fixed, origin, gate, found.visibility)
+
+
+def run(settings: DemoSettings, progress: Progress = lambda stage, share, note: None) -> DemoResult:
+    """Run two simulated stations on a simulated fibre, through to keys.
+
+    Parameters
+    ----------
+    settings
+        What to run.
+    progress
+        Called with stage, share done (0 to 1) and a note.
+
+    Returns
+    -------
+    DemoResult
+        With a key, or with the reason why there is none.
+
+    Raises
+    ------
+    KeyrailError
+        If a board or the simulation fails.
+    """
+    try:
+        from keyrail_sim.photonics import LinkSettings
+        from keyrail_sim.photonics import Photonics as Simulator
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "keyrail_sim", "sim") from None
+    seed = settings.seed
+    sources = _sources(seed)
+    outcome = DemoResult(settings)
+    timer = _Timer(progress, outcome.seconds)
+    source = DecoySource(INTENSITIES, (quantised(P_SIGNAL), 1 - quantised(P_SIGNAL)))
+    # The world's chance is no secret of a station: it is always drawn from a seed.
+    world = seed if seed is not None else int.from_bytes(OsRandom().bytes(8), "little")
+    photonics = Simulator(
+        LinkSettings(
+            distance_km=settings.distance_km,
+            intensities=INTENSITIES,
+            receiver_p_z=P_Z,
+            eve_share=settings.eve,
+            period_ps=NOMINAL_PERIOD_PS,
+            clock_drift_ppm_per_s=1e-4,
+        ),
+        world,
+    )
+    kind = BACKENDS[settings.backend]
+    with ExitStack() as stack:
+        if settings.backend == "rtl":
+            from keyrail_sim import verilated
+
+            missing = [role.name.lower() for role in Role if not verilated.is_built(role)]
+            if missing:
+                with timer.stage("build the simulated boards (kept for next time)"):
+                    verilated.build_all()
+        with timer.stage("open the boards"):
+            alice_board = stack.enter_context(board.open(f"{kind}:alice"))
+            bob_board = stack.enter_context(board.open(f"{kind}:bob"))
+        try:
+            _block(settings, outcome, timer, alice_board, bob_board, photonics, source, sources)
+        except (TrainingError, acquire.NoPeriodError, ProtocolError) as error:
+            outcome.reason = str(error)
+        for station, opened in (("sender", alice_board), ("receiver", bob_board)):
+            if hasattr(opened, "cycles"):
+                outcome.cycles[station] = opened.cycles
+            opened.write("wipe", 1)
+            opened.run()
+    return outcome
+
+
+def _block(
+    settings: DemoSettings,
+    outcome: DemoResult,
+    timer: _Timer,
+    alice_board: board.Board,
+    bob_board: board.Board,
+    photonics: Photonics,
+    source: DecoySource,
+    sources: Callable[[str], RandomSource],
+) -> None:
+    with timer.stage("training"):
+        tuning = _train(bob_board, photonics)
+    outcome.gate, outcome.visibility = tuning.gate, tuning.visibility
+    outcome.period_ps = tuning.period / (1 << PERIOD_FRACTION_BITS)
+
+    alice_end, bob_end = memory_pair()
+    alice = SenderStation(alice_board, alice_end)
+    coins, states = sources("coins"), sources("states")
+    outcome.randomness = {"states": states.label, "coins": coins.label}
+    bob = ReceiverStation(bob_board, bob_end, coins)
+    alice_board.write("mode", Mode.KEY)
+    alice_board.run()
+    bob.enter_key_mode()
+    tag_path.set_slots(bob_board, tuning.period, tuning.origin_ps)
+    bob_board.write("blanking_slots", BLANKING_SLOTS)
+    gates = dict.fromkeys(tag_path.OUTCOMES, tuning.gate)
+    tag_path.set_gates(bob_board, gates, tag_path.OUTCOMES)
+
+    first, last = TRAINING_SLOTS, TRAINING_SLOTS + settings.slots - 1
+    # A block that could outgrow the board's memory lies in the control PC from the start.
+    memory = 1 << alice_board.read_fields("configuration")["block_memory_log2"]
+    outcome.block_on_host = on_host = settings.slots // 16 > memory
+    counts: list[int] = []
+    with timer.stage("quantum phase") as report:
+        alice.open(1, first, last, on_host)
+        bob.open(on_host)
+        for begin in range(0, settings.slots, CHUNK_SLOTS):
+            slots = min(CHUNK_SLOTS, settings.slots - begin)
+            emitted = np.zeros(-(-slots // STATES_PER_WORD) * STATES_PER_WORD, np.uint8)
+            emitted[:slots] = random_states(states.bytes, slots, P_Z, source.probabilities[0])
+            clicks = photonics.detect(emitted[:slots], first + begin)
+            alice.emit(emitted)
+            counts.append(bob.measure(clicks.times, clicks.channels))
+            alice.look_up()
+            report((begin + slots) / settings.slots, f"{counts[-1]:,} detections")
+        # What the detectors still hold of the last slots, and a time record after the block.
+        clicks = photonics.flush()
+        end = tuning.origin_ps + round((last + 3) * outcome.period_ps)
+        bob.measure(clicks.times, clicks.channels, max(end, int(clicks.times.max(initial=0))))
+        tag_path.send_frame(bob_board, max(end, int(clicks.times.max(initial=0))) + 1)
+        bob_board.run()
+        alice.look_up()
+        outcome.dropped = tag_path.check_ledgers(bob_board, tag_path.CHAIN)
+        outcome.clicks = bob_board.ledger("slotter")["in"]
+        outcome.histogram = tag_path.read_histogram(bob_board)
+        outcome.bin_ps = 1 << bob_board.read("histogram_shift")
+    with timer.stage("basis phase"):
+        bob.announce_close()
+        alice.close()
+        bob.close()
+        outcome.detections = bob_board.read("block_count")
+        bob.announce_bases()
+        at_alice = alice.answer_bases()
+        at_bob = bob.resolve()
+        check_tallies(alice_board, bob_board)
+    outcome.timeline = _timeline(settings, outcome, bob, at_bob.test_error)
+    with timer.stage("distillation") as report:
+        agreed = DistilSettings(source)
+        sender = SenderDistiller(
+            alice_end,
+            at_alice.key,
+            at_alice.key_intensity,
+            at_alice.test_intensity,
+            agreed,
+            sources,
+            alice.hash_block,
+        )
+        receiver = ReceiverDistiller(
+            bob_end, at_bob.key, at_bob.test_error, agreed, sources, bob.hash_block
+        )
+        ours, theirs = run_pair(sender, receiver, report)
+    outcome.result = ours
+    outcome.randomness |= ours.randomness
+    outcome.hash_on = alice.hash_on
+    outcome.accepted = ours.accepted and theirs.accepted
+    outcome.reason = ours.reason or theirs.reason
+    if ours.secret is not None and theirs.secret is not None:
+        # Only a demonstration can do this: no station ever sees the other's key.
+        outcome.keys_equal = len(ours.secret) > 0 and np.array_equal(ours.secret, theirs.secret)
+    for station in (alice, bob):
+        station.discard()
+
+
+def _timeline(
+    settings: DemoSettings, outcome: DemoResult, bob: ReceiverStation, test_error: npt.NDArray[Any]
+) -> Timeline | None:
+    slots = bob.slots() - TRAINING_SLOTS
+    if len(slots) == 0:
+        return None
+    parts = 50
+    part = slots * parts // settings.slots
+    tested = part[bob.tested]
+    return Timeline(
+        (np.arange(parts) + 0.5) / parts * settings.slots * outcome.period_ps * 1e-12,
+        np.bincount(part, minlength=parts),
+        np.bincount(tested, minlength=parts),
+        np.bincount(tested[test_error == 1], minlength=parts),
+    )

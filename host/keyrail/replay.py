@@ -103,6 +103,31 @@ class Replay:
             "stream_sha256": self.stream_sha256,
         }
 
+    def summary(self) -> list[tuple[str, str]]:
+        """Rows of the last table."""
+        found = self.acquisition
+        rows = [
+            ("Format", f"{self.recording.format}, {self.recording.events:,} events"),
+            ("Out of order in the file", f"{self.recording.out_of_order:,}, sorted"),
+            ("Tags in", f"{self.tags_in:,}"),
+            ("Tags out", f"{self.tags_out:,}"),
+            *((f"Dropped by {reason}", f"{count:,}") for reason, count in self.dropped.items()),
+            ("Pulse period", f"{found.period_ps:.8f} +- {found.period_ps_uncertainty:.1g} ps"),
+        ]
+        if found.note:
+            rows.append(("", found.note))
+        for channel, (start, stop) in self.gates.items():
+            rows += [
+                (f"Channel {channel}: visibility", f"{found.visibility_by_channel[channel]:.4f}"),
+                (f"Channel {channel}: gate", f"{start} to {stop} ps"),
+                (
+                    f"Channel {channel}: by slot mod {SLOT_OFFSETS}",
+                    " ".join(f"{count:,}" for count in self.slot_offsets[channel]),
+                ),
+            ]
+        rows.append(("Tag path", self.backend))
+        return rows
+
 
 def replay(
     path: str | Path,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +38,6 @@ from keyrail.randomness import RandomSource
 
 Bits = npt.NDArray[np.uint8]
 """One bit an element."""
-M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ class SenderStation(Station):
 
     def look_up(self) -> None:
         """Step 2: look the announced slots of one frame up while their states are at hand."""
-        frame = _expect(self.link, messages.Announcements)
+        frame = self.link.expect(messages.Announcements)
         self._digest.update(frame.records)
         self.board.send("announcements", unpack(ANNOUNCEMENT, frame.records))
         self.board.run()
@@ -229,7 +227,7 @@ class SenderStation(Station):
         ProtocolError
             If the lists differ; the block is discarded.
         """
-        close = _expect(self.link, messages.Close)
+        close = self.link.expect(messages.Close)
         counts = self.board.ledger("state_memory")
         agreed = (
             close.count == counts["in"] == self.board.read("block_count")
@@ -245,20 +243,25 @@ class SenderStation(Station):
 
     def answer_bases(self) -> Sifted:
         """Step 4: answer the receiver's bases; returns the sender's kept detections."""
-        bases = _expect(self.link, messages.Bases)
+        bases = self.link.expect(messages.Bases)
         count = self.board.read("block_count")
-        if bases.count != count:
-            raise ProtocolError(f"{bases.count} bases for {count} detections")
+        if bases.bases.count != count:
+            raise ProtocolError(f"{bases.bases.count} bases for {count} detections")
         self._command(BlockCommand.BASES)
         self._feed_back()
         records = zeros(BASIS, count)
-        records["basis"] = bases.unpack()
+        records["basis"] = bases.bases.unpack()
         self.board.send("bases", records)
         self.board.run()
         replies = self.board.receive("replies")
         if len(replies) != count:
             raise BoardError(f"{self.board.name}: {len(replies)} replies to {count} bases")
-        self.link.send(messages.Replies.pack(pack(REPLY, replies)))
+        pack_bits = messages.BitString.pack
+        self.link.send(
+            messages.Replies(
+                pack_bits(replies["keep"]), pack_bits(replies["opened"]), pack_bits(replies["bit"])
+            )
+        )
         sifted = self.board.receive("sifted")
         test = sifted["test"] == 1
         none = np.zeros(0, np.uint8)
@@ -286,6 +289,7 @@ class ReceiverStation(Station):
         self._frame = 0
         self._first_slot = 0
         self._announcements: list[Structured] = []
+        self.tested = np.zeros(0, bool)
 
     def enter_key_mode(self) -> None:
         """Switch to key mode: raw tags stay closed; the switch wipes the board."""
@@ -294,7 +298,7 @@ class ReceiverStation(Station):
 
     def open(self, on_host: bool) -> None:
         """Step 1: agree to the block that the sender opens."""
-        block = _expect(self.link, messages.OpenBlock)
+        block = self.link.expect(messages.OpenBlock)
         self.block_id = block.block_id
         self._frame = 0
         self._first_slot = block.first_slot
@@ -305,7 +309,7 @@ class ReceiverStation(Station):
         self,
         times: npt.NDArray[np.int64],
         channels: npt.NDArray[np.uint8],
-        until: int,
+        until: int | None = None,
     ) -> int:
         """Step 2: send clicks through the tag path and announce the slots of detections.
 
@@ -314,7 +318,7 @@ class ReceiverStation(Station):
         times, channels
             Stamped clicks in time order, ps.
         until
-            Nothing more comes before this time, ps.
+            Nothing more comes before this time, ps; the last click's if not given.
 
         Returns
         -------
@@ -322,6 +326,8 @@ class ReceiverStation(Station):
             Detections of the block so far.
         """
         self._top_up_coins(len(times))
+        if until is None and len(times):
+            until = int(times[-1])
         self.board.send("tags", tag_path.tag_records(times, channels, until))
         self.board.run()
         announcements = self.board.receive("announcements")
@@ -360,7 +366,7 @@ class ReceiverStation(Station):
         ProtocolError
             If the lists differ; the block is discarded.
         """
-        if not _expect(self.link, messages.CloseAgreed).agreed:
+        if not self.link.expect(messages.CloseAgreed).agreed:
             self.discard()
             raise ProtocolError("the sender's list of detections differs; the block is discarded")
         self._command(BlockCommand.CLOSE)
@@ -374,7 +380,7 @@ class ReceiverStation(Station):
         count = self.board.read("block_count")
         if len(bases) != count:
             raise BoardError(f"{self.board.name}: {len(bases)} bases of {count} detections")
-        self.link.send(messages.Bases.pack(bases))
+        self.link.send(messages.Bases(messages.BitString.pack(bases)))
 
     def resolve(self) -> Sifted:
         """Step 4: take the replies; returns the receiver's kept detections.
@@ -384,13 +390,20 @@ class ReceiverStation(Station):
         ProtocolError
             If the replies contradict the bases; the block is discarded.
         """
-        replies = _expect(self.link, messages.Replies)
+        replies = self.link.expect(messages.Replies)
         count = self.board.read("block_count")
-        if replies.count != count:
-            raise ProtocolError(f"{replies.count} replies to {count} bases")
+        records = zeros(REPLY, count)
+        for name, part in (("keep", replies.keep), ("opened", replies.opened)):
+            if part.count != count:
+                raise ProtocolError(f"{part.count} replies to {count} bases")
+            records[name] = part.unpack()
+        if replies.bits.count != count:
+            raise ProtocolError(f"{replies.bits.count} replies to {count} bases")
+        records["bit"] = replies.bits.unpack()
+        self.tested = records["opened"] == 1
         self._command(BlockCommand.RESOLVE)
         self._feed_back()
-        self.board.send("replies", unpack(REPLY, replies.unpack()))
+        self.board.send("replies", records)
         self.board.run()
         sifted = self.board.receive("sifted")
         counts = self.board.ledger("resolver")
@@ -400,13 +413,6 @@ class ReceiverStation(Station):
         test = sifted["test"] == 1
         none = np.zeros(0, np.uint8)
         return Sifted(sifted["bit"][~test], none, none, sifted["error"][test])
-
-
-def _expect(link: LinkEnd, kind: type[M]) -> M:
-    message = link.receive()
-    if not isinstance(message, kind):
-        raise ProtocolError(f"{type(message).__name__} came where {kind.__name__} was due")
-    return message
 
 
 def check_tallies(sender: Board, receiver: Board) -> None:
@@ -428,7 +434,6 @@ def check_tallies(sender: Board, receiver: Board) -> None:
     for name, (sent, received) in pairs.items():
         if sent != received:
             raise ProtocolError(f"tallies differ in {name}: sender {sent}, receiver {received}")
-
 
 
 def announced_slots(announcements: Structured, first_slot: int) -> npt.NDArray[np.int64]:

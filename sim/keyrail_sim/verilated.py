@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,12 @@ def build(role: Role) -> Path:
         # Renaming is atomic: two processes that build at once both end with a whole file.
         (work / "obj" / "station.so").replace(path)
     return path
+
+
+def build_all() -> None:
+    """Build both stations at the same time, those that the cache lacks."""
+    with ThreadPoolExecutor(len(Role)) as pool:
+        list(pool.map(build, Role))
 
 
 def _port(stream: Stream) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def toeplitz_hash(
     rounded = np.rint(sums)
     if np.abs(sums - rounded).max() >= 0.125:
         raise ArithmeticError("transform lost precision; this machine's arithmetic is at fault")
-    return (rounded.astype(np.int64) & 1).astype(np.uint8) ^ identity
+    parity: Bits = (rounded.astype(np.int64) & 1).astype(np.uint8)
+    return parity ^ identity
 
 
 def _pack(bits: Bits, words: int) -> Words:
