@@ -6,7 +6,7 @@ from amaranth.lib import enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Toeplitz", "ToeplitzProduct", "ToeplitzState"]
+__all__ = ["Toeplitz", "ToeplitzError", "ToeplitzProduct", "ToeplitzState"]
 
 WORD = 64
 """Bits of a word of the engine."""
@@ -93,6 +93,15 @@ class ToeplitzState(enum.Enum, shape=3):
     RUN = 3
 
 
+class ToeplitzError(enum.Flag, shape=8):
+    """Why the engine refused; sticky. Neither starts a hash nor harms one under way."""
+
+    SIZE = 1
+    """n or m out of range."""
+    BUSY = 2
+    """Start while busy."""
+
+
 class Toeplitz(wiring.Component):
     """Hash one key with one seed.
 
@@ -104,13 +113,16 @@ class Toeplitz(wiring.Component):
     row share a word of the seed. With c ``columns`` and r ``rows``, a row takes c + 1 clocks, and
     a hash
 
-        r (c + 1) + `LATENCY`
+        r (c + 1) + `latency`
 
     clocks from the last word in to the last word out, provided that the output is taken at once
-    and c is 4 or more. Throughput: 64 x 64 bits of the matrix a clock.
+    and c is 3 or more (narrower ones wait for room in the output queue). Throughput: 64 x 64 bits
+    of the matrix a clock, but for the first clock of a row.
 
     Wiping, on command, after reset and after each hash, overwrites every word of the three
-    memories and every register that held a bit of key, seed or sum.
+    memories and every register that held a bit of key, seed or sum. A word on offer at ``o`` when
+    ``wipe`` comes is withdrawn: the command is a reset of the stream. A wipe takes the words of
+    the deepest memory, the latency of the product, and 1 clock.
 
     Parameters
     ----------
@@ -142,7 +154,7 @@ class Toeplitz(wiring.Component):
     wiped
         1 while memories and registers are overwritten and nothing has been taken in since.
     error
-        8 bits, sticky: bit 0, n or m out of range; bit 1, start while busy. Neither starts a hash.
+        8 bits: `ToeplitzError`.
     """
 
     def __init__(self, input_bits: int = 1 << 18, output_bits: int = 1 << 17, smallest: int = 8):
@@ -172,10 +184,13 @@ class Toeplitz(wiring.Component):
             }
         )
 
-    LATENCY = 10
-    """Clocks of a hash beyond those of its rows, with the default ``smallest`` of 8."""
     QUEUE = 4
     """Output words that may be under way or wait to be taken."""
+
+    @property
+    def latency(self) -> int:
+        """Clocks of a hash beyond those of its rows: 10 with the default ``smallest`` of 8."""
+        return ToeplitzProduct(WORD, self._smallest).latency + 3
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -215,16 +230,14 @@ class Toeplitz(wiring.Component):
             m.d.sync += self.error.eq(0)
         with m.If(self.start):
             with m.If(state != ToeplitzState.IDLE):
-                m.d.sync += self.error[1].eq(1)
+                m.d.sync += self.error.eq(self.error | ToeplitzError.BUSY.value)
             with m.Elif(~fits):
-                m.d.sync += self.error[0].eq(1)
+                m.d.sync += self.error.eq(self.error | ToeplitzError.SIZE.value)
 
         # -- words in ----------------------------------------------------------------------
-        key_taken, seed_taken = (
-            Signal(range(most_columns + most_rows + 1)),
-            Signal(range(most_columns + most_rows + 1)),
-        )
-        key_words, seed_words = Signal.like(key_taken), Signal.like(seed_taken)
+        key_taken = Signal(range(most_columns + most_rows + 1))
+        seed_taken = Signal.like(key_taken)
+        key_words, seed_words = Signal.like(key_taken), Signal.like(key_taken)
         in_identity = Signal()
         m.d.comb += [
             key_words.eq(columns + Mux(modified, rows, 0)),
@@ -350,7 +363,7 @@ class Toeplitz(wiring.Component):
                 for port in read.values():
                     m.d.comb += [port.addr.eq(0), port.en.eq(1)]
                 m.d.sync += [*restart, sweep.eq(sweep + 1), there.eq(0), blocks.eq(0)]
-                # The product's pipeline is longer than nothing: zeros have passed it by then.
+                # Beyond the memories' words, the last blocks' products leave the pipeline.
                 with m.If(sweep == deepest + depth):
                     m.d.sync += [state.eq(ToeplitzState.IDLE), self.wiped.eq(1), sweep.eq(0)]
             with m.Case(ToeplitzState.IDLE):

@@ -253,6 +253,7 @@ class _Tuning:
     origin_ps: int
     gate: tuple[int, int]
     visibility: float
+    detections_per_slot: float
 
 
 def _train(receiver: board.Board, photonics: Photonics) -> _Tuning:
@@ -297,7 +298,8 @@ def _train(receiver: board.Board, photonics: Photonics) -> _Tuning:
     bin_ps = 1 << receiver.read("histogram_shift")
     # One window for all channels: unequal gates would tell detectors apart.
     gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
-    return _Tuning(found.period_fixed, origin, gate, found.visibility)
+    share = len(gated) / TRAINING_SLOTS
+    return _Tuning(found.period_fixed, origin, gate, found.visibility, share)
 
 
 def run(settings: DemoSettings, progress: Progress = lambda stage, share, note: None) -> DemoResult:
@@ -398,7 +400,8 @@ def _block(
     first, last = TRAINING_SLOTS, TRAINING_SLOTS + settings.slots - 1
     # A block that could outgrow the board's memory lies in the control PC from the start.
     memory = 1 << alice_board.read_fields("configuration")["block_memory_log2"]
-    outcome.block_on_host = on_host = settings.slots // 16 > memory
+    expected = settings.slots * tuning.detections_per_slot
+    outcome.block_on_host = on_host = 1.1 * expected > memory
     counts: list[int] = []
     with timer.stage("quantum phase") as report:
         alice.open(1, first, last, on_host)

@@ -20,6 +20,10 @@ from keyrail.contract import Record
 from keyrail.layouts import Structured, dtype, pack
 
 BUILD = Path(__file__).parents[2] / "build" / "benches"
+CLOCK_STEPS = 10_000
+"""Steps of simulation time (1 ps) in a clock."""
+LIMIT = 200_000
+"""Clocks after which a wait is given up: every bench ends by itself."""
 SEED = int(os.environ.get("KEYRAIL_SEED", "20260101"))
 
 
@@ -186,12 +190,14 @@ class Source:
             self.valid.value = 1
             if self.payload is not None:
                 self.payload.value = payload
-            while True:
+            for _ in range(LIMIT):
                 await ReadOnly()
                 taken = bool(self.ready.value)
                 await FallingEdge(self.clk)
                 if taken:
                     break
+            else:
+                raise AssertionError(f"a payload was not taken within {LIMIT} clocks")
             self.sent += 1
             self.valid.value = 0
 
@@ -248,7 +254,7 @@ class Sink:
             await FallingEdge(self.clk)
 
 
-async def until(dut: Any, condition: Callable[[], bool], limit: int = 200_000) -> None:
+async def until(dut: Any, condition: Callable[[], bool], limit: int = LIMIT) -> None:
     """Wait until `condition` holds; fails after `limit` clocks."""
     from cocotb.triggers import FallingEdge
 
@@ -259,7 +265,7 @@ async def until(dut: Any, condition: Callable[[], bool], limit: int = 200_000) -
     raise AssertionError(f"not done within {limit} clocks: {inspect.getsource(condition).strip()}")
 
 
-async def settle(dut: Any, *sinks: Sink, quiet: int = 64, limit: int = 200_000) -> None:
+async def settle(dut: Any, *sinks: Sink, quiet: int = 64, limit: int = LIMIT) -> None:
     """Wait until all sinks have seen nothing for `quiet` clocks."""
     for sink in sinks:
         sink.idle = 0

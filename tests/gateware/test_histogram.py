@@ -186,6 +186,7 @@ async def bench_wipe(dut, command):
     dut.bins__ready.value = 1
     await source.send(payloads)
     dut.bins__ready.value = 0
+    await FallingEdge(dut.clk)
     dut.o__ready.value = 0
     await source.send(payloads[:1])
     getattr(dut, command).value = 1

@@ -66,7 +66,7 @@ def clicks(seed: int, slots: int = SLOTS, share: float = 0.2):
 def set_up(board: Board, origin: int = 777) -> None:
     tag_path.set_slots(board, PERIOD, origin)
     board.write("blanking_slots", 1)
-    gates = {channel: (4_800, 5_200) for channel in range(4)}
+    gates = dict.fromkeys(range(4), (4800, 5200))
     tag_path.set_gates(board, gates, tag_path.OUTCOMES)
 
 

@@ -27,9 +27,9 @@ Bits = npt.NDArray[np.uint8]
 
 FRAME_BITS = 32_768
 """Longest frame."""
-START_EFFICIENCY = 1.3
+START_EFFICIENCY = 1.2
 """Syndrome bits at first, over the Shannon limit."""
-EXTENSION_SHARE = 0.12
+EXTENSION_SHARE = 0.1
 """Further syndrome bits for a frame that did not decode, as a share of the first ones."""
 EXTENSIONS = 3
 """Times that further syndrome bits are sent before a frame is opened."""
@@ -46,7 +46,7 @@ def frame_bounds(bits: int) -> npt.NDArray[np.int64]:
 
 
 def planned_qber(tests: int, errors: int) -> float:
-    """Error rate to plan for: that of the test basis, plus one standard deviation.
+    """Error rate to plan for: that of the test basis.
 
     Parameters
     ----------
@@ -54,8 +54,7 @@ def planned_qber(tests: int, errors: int) -> float:
         Test detections, and errors among them; both public.
     """
     rate = (errors + 1) / (tests + 2)
-    margin = np.sqrt(rate * (1 - rate) / (tests + 2))
-    return float(np.clip(rate + margin, LOWEST_QBER, HIGHEST_QBER))
+    return float(np.clip(rate, LOWEST_QBER, HIGHEST_QBER))
 
 
 def _checks(length: int, qber: float) -> tuple[int, int]:
