@@ -28,10 +28,11 @@ Bits = npt.NDArray[np.uint8]
 FRAME_BITS = 32_768
 """Longest frame."""
 START_EFFICIENCY = 1.2
-"""Syndrome bits at first, over the Shannon limit."""
+"""Syndrome bits at first, over the Shannon limit at the test basis' error rate: few on purpose, as
+the key basis often has fewer errors, and further bits can follow."""
 EXTENSION_SHARE = 0.1
 """Further syndrome bits for a frame that did not decode, as a share of the first ones."""
-EXTENSIONS = 3
+EXTENSIONS = 4
 """Times that further syndrome bits are sent before a frame is opened."""
 LOWEST_QBER, HIGHEST_QBER = 0.004, 0.11
 """Error rates that the first syndrome is sized for."""
