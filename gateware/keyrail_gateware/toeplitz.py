@@ -47,13 +47,15 @@ class ToeplitzProduct(wiring.Component):
         self._width, self._smallest = width, smallest
         super().__init__({"t": In(2 * width - 1), "x": In(width), "y": Out(width)})
 
+    @staticmethod
+    def latency_of(width: int, smallest: int) -> int:
+        """Clocks from t and x to y of a product of these sizes."""
+        return 2 * max(0, (width // smallest).bit_length() - 1) + 1
+
     @property
     def latency(self) -> int:
         """Clocks from t and x to y."""
-        splits, width = 0, self._width
-        while width > self._smallest:
-            splits, width = splits + 1, width // 2
-        return 2 * splits + 1
+        return self.latency_of(self._width, self._smallest)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -190,7 +192,7 @@ class Toeplitz(wiring.Component):
     @property
     def latency(self) -> int:
         """Clocks of a hash beyond those of its rows: 10 with the default ``smallest`` of 8."""
-        return ToeplitzProduct(WORD, self._smallest).latency + 3
+        return ToeplitzProduct.latency_of(WORD, self._smallest) + 3
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

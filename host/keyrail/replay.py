@@ -25,6 +25,8 @@ from keyrail.layouts import Structured, pack
 
 BACKENDS = {"rtl": "sim:bob", "model": "sim-model:bob"}
 """Boards by the name of the back end."""
+NO_PULSES_PERIOD = 10_000 << PERIOD_FRACTION_BITS
+"""Slot period where a recording has no pulses, ps in 20.44 fixed point."""
 SLOT_OFFSETS = 8
 """Tags are counted by slot number modulo this: a sync divided by 8 shows as one full offset."""
 CHUNK = 1 << 16
@@ -40,7 +42,11 @@ class Replay:
     recording
         What was read.
     acquisition
-        Period and phase recovered from it.
+        Period and phase recovered from it; None if it shows no pulse period.
+    note
+        Why there is no period, or what to mind of it; else empty.
+    period_ps
+        Slot period used, ps: that of the pulses, or 10 ns where there are none.
     backend
         ``rtl`` or ``model``.
     tags_in, tags_out
@@ -62,7 +68,9 @@ class Replay:
     """
 
     recording: recordings.Recording
-    acquisition: acquire.Acquisition
+    acquisition: acquire.Acquisition | None
+    note: str
+    period_ps: float
     backend: str
     tags_in: int
     tags_out: int
@@ -77,6 +85,7 @@ class Replay:
     def as_dict(self) -> dict[str, Any]:
         """Result for JSON; ``visibility`` is by channel, ``dropped`` is the sum of reasons."""
         found = self.acquisition
+        visibility = found.visibility_by_channel if found else {}
         return {
             "file": Path(self.recording.path).name,
             "format": self.recording.format,
@@ -90,11 +99,11 @@ class Replay:
             "dropped": sum(self.dropped.values()),
             "dropped_by_reason": self.dropped,
             "out_of_order": self.recording.out_of_order,
-            "period_ps": found.period_ps,
-            "period_ps_uncertainty": found.period_ps_uncertainty,
-            "period_may_be_divided": found.divided,
-            "period_note": found.note,
-            "visibility": {str(c): v for c, v in found.visibility_by_channel.items()},
+            "period_ps": found.period_ps if found else None,
+            "period_ps_uncertainty": found.period_ps_uncertainty if found else None,
+            "period_may_be_divided": found.divided if found else None,
+            "period_note": self.note,
+            "visibility": {str(c): v for c, v in visibility.items()},
             "gates": {
                 str(channel): {"start_ps": start, "stop_ps": stop}
                 for channel, (start, stop) in self.gates.items()
@@ -112,13 +121,17 @@ class Replay:
             ("Tags in", f"{self.tags_in:,}"),
             ("Tags out", f"{self.tags_out:,}"),
             *((f"Dropped by {reason}", f"{count:,}") for reason, count in self.dropped.items()),
-            ("Pulse period", f"{found.period_ps:.8f} +- {found.period_ps_uncertainty:.1g} ps"),
         ]
-        if found.note:
-            rows.append(("", found.note))
+        if found:
+            uncertainty = f"{found.period_ps_uncertainty:.1g}"
+            rows.append(("Pulse period", f"{found.period_ps:.8f} +- {uncertainty} ps"))
+        if self.note:
+            rows.append(("Note on the period", self.note))
         for channel, (start, stop) in self.gates.items():
+            if found:
+                visibility = f"{found.visibility_by_channel[channel]:.4f}"
+                rows.append((f"Channel {channel}: visibility", visibility))
             rows += [
-                (f"Channel {channel}: visibility", f"{found.visibility_by_channel[channel]:.4f}"),
                 (f"Channel {channel}: gate", f"{start} to {stop} ps"),
                 (
                     f"Channel {channel}: by slot mod {SLOT_OFFSETS}",
@@ -165,7 +178,7 @@ def replay(
     Raises
     ------
     KeyrailError
-        If the file cannot be read, has no pulse period, or a setting is out of range.
+        If the file cannot be read, or a setting is out of range.
     """
     if backend not in BACKENDS:
         raise SettingError("backend", backend, " or ".join(BACKENDS))
@@ -190,15 +203,18 @@ def replay(
             f"0 to {CHANNELS - 1}, the channels of a receiver; choose with --channels",
         )
     progress("finding the pulse period", 0)
-    found = acquire.acquire(times, numbers, frequency_hint=frequency_hint)
-    period = found.period_fixed
+    found: acquire.Acquisition | None = None
+    try:
+        found = acquire.acquire(times, numbers, frequency_hint=frequency_hint)
+        period, origin, note = found.period_fixed, found.origin_ps, found.note
+    except acquire.NoPeriodError as error:
+        # The tag path is of use for continuous sources too: slots of 10 ns, gates open.
+        period, origin, note = NO_PULSES_PERIOD, int(times[0]), str(error)
 
     progress("opening the board", 0)
     digests = {name: hashlib.sha256() for name in ("gated", "histogram")}
     with board.open(BACKENDS[backend]) as receiver:
         receiver.write("mode", Mode.INSTRUMENT)
-        # Slot 0 begins well before the first tag, so that every pulse lies inside its slot.
-        origin = found.origin_ps
         tag_path.set_slots(receiver, period, origin)
         tag_path.open_gates(receiver, present, period)
         _send(receiver, times, numbers, "first pass: histogram", progress)
@@ -208,8 +224,10 @@ def replay(
         digests["histogram"].update(histogram.tobytes())
         bin_ps = 1 << receiver.read("histogram_shift")
         period_ps = period / (1 << PERIOD_FRACTION_BITS)
+        whole = (0, int(np.ceil(period_ps)))
         gates = {
-            channel: acquire.window(histogram[channel], bin_ps, period_ps) for channel in present
+            channel: acquire.window(histogram[channel], bin_ps, period_ps) if found else whole
+            for channel in present
         }
 
         tag_path.set_slots(receiver, period, origin)
@@ -241,6 +259,8 @@ def replay(
     return Replay(
         recording,
         found,
+        note,
+        period_ps,
         backend,
         tags_in,
         tags_out,

@@ -56,6 +56,7 @@ def _histogram(
     axes.set_ylabel(f"clicks per {bin_ps} ps")
     axes.set_xlim(0, top)
     axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylim(bottom=0)
     axes.legend(loc="upper right", fontsize=8)
     return _svg(figure)
 
@@ -64,7 +65,8 @@ def _budget(result: DemoResult) -> Markup | None:
     block = result.result
     if block is None or block.estimate is None:
         return None
-    steps = block.estimate.budget()
+    left = float(block.estimate.secret_bits)
+    steps = [*block.estimate.budget(), ("secret (estimate)", left)]
     figure = Figure(figsize=(8, 3.8))
     axes = figure.add_subplot()
     level = 0.0
@@ -137,8 +139,7 @@ def replay_report(result: Replay) -> str:
     str
         HTML page: summary, phase histogram with the gates, tags per slot offset.
     """
-    period = result.acquisition.period_ps
-    drawn = _histogram(result.histogram, result.bin_ps, period, result.gates)
+    drawn = _histogram(result.histogram, result.bin_ps, result.period_ps, result.gates)
     figure = Figure(figsize=(8, 3.2))
     axes = figure.add_subplot()
     width = 0.8 / max(1, len(result.slot_offsets))

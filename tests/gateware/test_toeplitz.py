@@ -14,11 +14,19 @@ from keyrail_sim.models.toeplitz import BUSY_ERROR, SIZE_ERROR, Toeplitz
 
 INPUT_BITS, OUTPUT_BITS = 1024, 512
 FAMILIES = ("plain", "modified")
+SHARES = ((1.0, 1.0, 1.0), (0.5, 0.7, 0.2), (0.9, 0.3, 0.8))
+"""Shares of clocks in which key, seed and output may move."""
 
 
-def bench_of(block):
-    """Register a bench only in the simulation of its block."""
-    return cocotb.test() if bench.parameter("block") == block else lambda function: function
+def bench_of(block, **values):
+    """Register a bench, for all values of its parameters, in the simulation of its block alone."""
+
+    def register(function):
+        if bench.parameter("block") != block:
+            return function
+        return cocotb.test()(cocotb.parametrize(**values)(function) if values else function)
+
+    return register
 
 
 def reference(key, seed, m, family):
@@ -68,8 +76,7 @@ async def hash_once(dut, key, seed, m, family, shares=(1.0, 1.0, 1.0), sink=None
     return np.array(sink.received, np.uint64)
 
 
-@bench_of("engine")
-@cocotb.parametrize(family=FAMILIES, shares=[(1.0, 1.0, 1.0), (0.5, 0.7, 0.2), (0.9, 0.3, 0.8)])
+@bench_of("engine", family=FAMILIES, shares=SHARES)
 async def bench_random_sizes(dut, family, shares):
     rng = generator("toeplitz", family, shares)
     await begin(dut)

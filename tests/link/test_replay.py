@@ -75,3 +75,22 @@ def test_channels_beyond_the_receiver_are_refused(tmp_path):
     write_qutag(path, times, channels + 5)
     with pytest.raises(SettingError, match="choose with --channels"):
         replay(path, "model")
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "events", "dummies", "multi_clicks"),
+    [
+        ("timestamp7_c1234.Aa1.ts", 2_000, 0, 12),
+        ("timestamp7_c14_rollover.Aa0f.ts", 862, 138, 0),
+        ("timestamp7_c14_rollover.Aa1fX.ts", 862, 138, 0),
+        ("timestamp7_c14_rollover.Aa2f.ts", 862, 138, 0),
+    ],
+)
+def test_real_continuous_sources(name, events, dummies, multi_clicks):
+    data, _ = both(DATA / name)
+    assert (data["events"], data["dummies"]) == (events, dummies)
+    assert data["multi_clicks"] == multi_clicks
+    assert data["tags_out"] == data["tags_in"] == events + multi_clicks
+    assert data["period_ps"] is None
+    assert "no pulse period" in data["period_note"]
