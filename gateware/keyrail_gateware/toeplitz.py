@@ -6,7 +6,7 @@ from amaranth.lib import enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Toeplitz", "ToeplitzError", "ToeplitzProduct", "ToeplitzState"]
+__all__ = ["Toeplitz", "ToeplitzProduct", "ToeplitzState"]
 
 WORD = 64
 """Bits of a word of the engine."""
@@ -47,15 +47,13 @@ class ToeplitzProduct(wiring.Component):
         self._width, self._smallest = width, smallest
         super().__init__({"t": In(2 * width - 1), "x": In(width), "y": Out(width)})
 
-    @staticmethod
-    def latency_of(width: int, smallest: int) -> int:
-        """Clocks from t and x to y of a product of these sizes."""
-        return 2 * max(0, (width // smallest).bit_length() - 1) + 1
-
     @property
     def latency(self) -> int:
         """Clocks from t and x to y."""
-        return self.latency_of(self._width, self._smallest)
+        splits, width = 0, self._width
+        while width > self._smallest:
+            splits, width = splits + 1, width // 2
+        return 2 * splits + 1
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -95,15 +93,6 @@ class ToeplitzState(enum.Enum, shape=3):
     RUN = 3
 
 
-class ToeplitzError(enum.Flag, shape=8):
-    """Why the engine refused; sticky. Neither starts a hash nor harms one under way."""
-
-    SIZE = 1
-    """n or m out of range."""
-    BUSY = 2
-    """Start while busy."""
-
-
 class Toeplitz(wiring.Component):
     """Hash one key with one seed.
 
@@ -115,16 +104,13 @@ class Toeplitz(wiring.Component):
     row share a word of the seed. With c ``columns`` and r ``rows``, a row takes c + 1 clocks, and
     a hash
 
-        r (c + 1) + `latency`
+        r (c + 1) + `LATENCY`
 
     clocks from the last word in to the last word out, provided that the output is taken at once
-    and c is 3 or more (narrower ones wait for room in the output queue). Throughput: 64 x 64 bits
-    of the matrix a clock, but for the first clock of a row.
+    and c is 4 or more. Throughput: 64 x 64 bits of the matrix a clock.
 
     Wiping, on command, after reset and after each hash, overwrites every word of the three
-    memories and every register that held a bit of key, seed or sum. A word on offer at ``o`` when
-    ``wipe`` comes is withdrawn: the command is a reset of the stream. A wipe takes the words of
-    the deepest memory, the latency of the product, and 1 clock.
+    memories and every register that held a bit of key, seed or sum.
 
     Parameters
     ----------
@@ -156,7 +142,7 @@ class Toeplitz(wiring.Component):
     wiped
         1 while memories and registers are overwritten and nothing has been taken in since.
     error
-        8 bits: `ToeplitzError`.
+        8 bits, sticky: bit 0, n or m out of range; bit 1, start while busy. Neither starts a hash.
     """
 
     def __init__(self, input_bits: int = 1 << 18, output_bits: int = 1 << 17, smallest: int = 8):
@@ -186,13 +172,10 @@ class Toeplitz(wiring.Component):
             }
         )
 
+    LATENCY = 10
+    """Clocks of a hash beyond those of its rows, with the default ``smallest`` of 8."""
     QUEUE = 4
     """Output words that may be under way or wait to be taken."""
-
-    @property
-    def latency(self) -> int:
-        """Clocks of a hash beyond those of its rows: 10 with the default ``smallest`` of 8."""
-        return ToeplitzProduct.latency_of(WORD, self._smallest) + 3
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -232,14 +215,16 @@ class Toeplitz(wiring.Component):
             m.d.sync += self.error.eq(0)
         with m.If(self.start):
             with m.If(state != ToeplitzState.IDLE):
-                m.d.sync += self.error.eq(self.error | ToeplitzError.BUSY.value)
+                m.d.sync += self.error[1].eq(1)
             with m.Elif(~fits):
-                m.d.sync += self.error.eq(self.error | ToeplitzError.SIZE.value)
+                m.d.sync += self.error[0].eq(1)
 
         # -- words in ----------------------------------------------------------------------
-        key_taken = Signal(range(most_columns + most_rows + 1))
-        seed_taken = Signal.like(key_taken)
-        key_words, seed_words = Signal.like(key_taken), Signal.like(key_taken)
+        key_taken, seed_taken = (
+            Signal(range(most_columns + most_rows + 1)),
+            Signal(range(most_columns + most_rows + 1)),
+        )
+        key_words, seed_words = Signal.like(key_taken), Signal.like(seed_taken)
         in_identity = Signal()
         m.d.comb += [
             key_words.eq(columns + Mux(modified, rows, 0)),
@@ -365,7 +350,7 @@ class Toeplitz(wiring.Component):
                 for port in read.values():
                     m.d.comb += [port.addr.eq(0), port.en.eq(1)]
                 m.d.sync += [*restart, sweep.eq(sweep + 1), there.eq(0), blocks.eq(0)]
-                # Beyond the memories' words, the last blocks' products leave the pipeline.
+                # The product's pipeline is longer than nothing: zeros have passed it by then.
                 with m.If(sweep == deepest + depth):
                     m.d.sync += [state.eq(ToeplitzState.IDLE), self.wiped.eq(1), sweep.eq(0)]
             with m.Case(ToeplitzState.IDLE):

@@ -133,6 +133,9 @@ async def start(dut: Any) -> None:
     for signal in dut:
         if signal._name.endswith("__valid") and _is_input(dut, signal._name, "valid"):
             signal.value = 0
+        # Undefined inputs would make a four-valued simulator doubt everything that follows.
+        if signal._name.endswith("__payload") and _is_input(dut, signal._name, "valid"):
+            signal.value = 0
         if signal._name.endswith("__ready") and _is_input(dut, signal._name, "ready"):
             signal.value = 0
     cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
