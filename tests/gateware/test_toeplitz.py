@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Toeplitz engine: the gateware against its twin and the reference implementation."""
 
-import bench
 import cocotb
 import numpy as np
 import pytest
-from bench import Sink, Source, generator, settle, until
 from cocotb.triggers import FallingEdge
 
+import bench
+from bench import Sink, Source, generator, settle, until
 from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
 from keyrail_sim.models.toeplitz import BUSY_ERROR, SIZE_ERROR, Toeplitz
 
