@@ -25,7 +25,6 @@ def entries(rng, count):
 
 async def begin(dut, on_host):
     dut.on_host.value, dut.rewind.value, dut.wipe.value = on_host, 0, 0
-    bench.OUTPUTS.add("spill")
     await bench.start(dut)
     await until(dut, lambda: dut.busy.value == 0)
 

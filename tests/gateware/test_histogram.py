@@ -19,8 +19,6 @@ from keyrail.contract import (
 from keyrail.layouts import Structured, zeros
 from keyrail_sim.models.histogram import Histogram
 
-bench.OUTPUTS.add("bins")
-
 KINDS = (TagKind.CLICK, TagKind.TIME, TagKind.FRAME, TagKind.LOSS)
 WORDS = CHANNELS * HISTOGRAM_BINS
 COUNT_BITS = int(bench.parameter("count_bits", "32"))

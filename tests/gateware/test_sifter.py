@@ -23,7 +23,6 @@ def traffic(rng, count):
 
 
 async def begin(dut):
-    bench.OUTPUTS.update({"reply", "sifted"})
     dut.exhausted.value = 0
     await bench.start(dut)
 

@@ -34,7 +34,6 @@ def announce(slots, first):
 async def begin(dut, first_state, first_slot):
     dut.open.value, dut.full.value, dut.wipe.value = 0, 0, 0
     dut.first_state.value, dut.first_slot.value = first_state, first_slot
-    bench.OUTPUTS.add("entry")
     await bench.start(dut)
     await until(dut, lambda: dut.busy.value == 0)
     dut.open.value = 1
