@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test lint format types contract lock bench clean
+.PHONY: help env tools demo test lint format types contract pnr-toeplitz lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,8 @@ RUN := $(VENV)/bin/
 DEMO ?=
 # Arguments for pytest, such as TESTS=tests/host.
 TESTS ?= tests
+# Designs that are placed and routed at a time.
+JOBS ?= 1
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -60,6 +62,9 @@ contract: env ## Write the views of the contract: C header and register chapter.
 figure-%: env ## Measure and write docs/figures/NAME.json (simulation).
 	$(RUN)python -m keyrail_sim.figures $* > docs/figures/$*.json.new
 	mv docs/figures/$*.json.new docs/figures/$*.json
+
+pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toeplitz.json.
+	$(RUN)python -m keyrail_boards.toeplitz --jobs $(JOBS) docs/figures/toeplitz.json
 
 lock: ## Write requirements.lock anew from the bounds in pyproject.toml.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -207,6 +207,138 @@ def replay(
         console.print(f"Report: {report}")
 
 
+@cli.group()
+def build() -> None:
+    """Gateware for real parts: synthesis, place and route."""
+
+
+@build.command()
+@click.option("--device", type=str, default="LFE5U-85F-6", show_default=True, help="Part.")
+@click.option(
+    "--width", type=int, multiple=True, help="Block size of the product core. [default: 64]"
+)
+@click.option(
+    "--smallest", type=int, multiple=True, help="Products that are not split. [default: 8]"
+)
+@click.option(
+    "--splits", type=int, multiple=True, help="Levels split over blocks in memory. [default: 0]"
+)
+@click.option("--input-bits", type=int, default=1 << 16, show_default=True, help="Largest n.")
+@click.option("--output-bits", type=int, default=1 << 15, show_default=True, help="Largest m.")
+@click.option("--n", type=int, default=None, help="Input bits of the hash; --input-bits if absent.")
+@click.option("--m", type=int, default=None, help="Output bits of the hash; a quarter if absent.")
+@click.option("--family", type=str, default="modified", show_default=True, help="Or plain.")
+@click.option("--seed", type=int, multiple=True, help="nextpnr's seeds. [default: 1]")
+@click.option("--frequency", type=float, default=200.0, show_default=True, help="Target, MHz.")
+@click.option(
+    "--explore",
+    is_flag=True,
+    help="Every combination of the widths, smallest products and splits given, "
+    "or of 64, 128, 256; 4, 8, 16; 0 to 3. Synthesis alone but for --route.",
+)
+@click.option("--route/--no-route", default=None, help="Place and route too.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Variants at a time.")
+@click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
+def toeplitz(
+    device: str,
+    width: tuple[int, ...],
+    smallest: tuple[int, ...],
+    splits: tuple[int, ...],
+    input_bits: int,
+    output_bits: int,
+    n: int | None,
+    m: int | None,
+    family: str,
+    seed: tuple[int, ...],
+    frequency: float,
+    explore: bool,
+    route: bool | None,
+    jobs: int,
+    json_file: str | None,
+) -> None:
+    """Synthesise, place and route the Toeplitz engine, and compare variants of it.
+
+    Each step takes seconds to minutes; what has been built once is kept.
+    """
+    from keyrail.errors import SettingError
+    from keyrail_boards import toeplitz as engines
+    from keyrail_boards.place_and_route import device_named, require_tools
+
+    part = device_named(device)
+    if family not in ("modified", "plain"):
+        raise SettingError("--family", family, "modified or plain")
+    if not 1.0 <= frequency <= 1000.0:
+        raise SettingError("--frequency", frequency, "1 to 1000 MHz")
+    if jobs < 1:
+        raise SettingError("--jobs", jobs, "1 and more")
+    for option, values in (("--width", width), ("--smallest", smallest), ("--splits", splits)):
+        if len(values) > 1 and not explore:
+            raise SettingError(option, values, "one value, or several with --explore")
+    _writable(json_file, "--json")
+    require_tools()
+    n = n if n is not None else input_bits
+    base = engines.Run(
+        engines.ToeplitzConfiguration(input_bits, output_bits),
+        part.name,
+        n,
+        m if m is not None else max(1, n // 4),
+        "modified" if family == "modified" else "plain",
+        seed or (1,),
+        frequency,
+    )
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    if explore:
+        runs = engines.variants(base, width, smallest, splits)
+        results = engines.explore(runs, say, route=bool(route), jobs=jobs)
+    else:
+        (run,) = engines.variants(base, width or (64,), smallest or (8,), splits or (0,))
+        results = list(engines.measure(run, say, route is not False))
+    # A pipe has no width: eleven columns are not to be cut for it.
+    output = Console(stderr=json_file == "-", width=None if sys.stdout.isatty() else 110)
+    title = f"Toeplitz engine on {part.name}, {n} to {base.m} bits, target {frequency:g} MHz"
+    output.print(_engine_table(results, title))
+    for result in results:
+        if "error" in result:
+            variant = ", ".join(f"{key} {result[key]}" for key in ("width", "smallest", "splits"))
+            click.echo(f"{variant}: {result['error']}", err=True)
+    command = "keyrail build toeplitz"
+    _write(json_file, "--json", json.dumps(engines.document(command, results), indent=2))
+
+
+_ENGINE_COLUMNS = {
+    "width": "Width",
+    "smallest": "Smallest",
+    "splits": "Splits",
+    "lut4": "LUT4",
+    "ff": "FF",
+    "bram": "Block RAM",
+    "cycles": "Cycles",
+    "mbps_at_target": "Mb/s at target",
+    "seed": "Seed",
+    "fmax_mhz": "Fmax, MHz",
+    "input_mbps": "Mb/s in",
+    "cable_mbps": "Mb/s, USB",
+}
+
+
+def _engine_table(results: list[dict[str, Any]], title: str) -> Table:
+    """Table of the results that are none but an error, one row each."""
+    table = Table(title=title, title_justify="left")
+    keys = [key for key in _ENGINE_COLUMNS if any(key in result for result in results)]
+    if any("fmax_mhz" in result for result in results):
+        keys.remove("mbps_at_target")
+    for key in keys:
+        table.add_column(_ENGINE_COLUMNS[key], justify="right")
+    for result in results:
+        if "error" not in result:
+            values = [result.get(key, "") for key in keys]
+            table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in values))
+    return table
+
+
 def main() -> None:
     """Run the command line; errors are one line each, with exit code 2."""
     try:

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: CERN-OHL-W-2.0
+"""The Toeplitz engine on real parts: its size, clock frequency and rate, and variants of it.
+
+``python -m keyrail_boards.toeplitz FILE`` measures `FIGURE` and writes the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from keyrail.distil.toeplitz import Family, Geometry, seed_bits
+from keyrail.errors import KeyrailError, MissingExtra, SettingError
+
+from .place_and_route import (
+    DEVICES,
+    Netlist,
+    Progress,
+    Routed,
+    ToolFailed,
+    device_named,
+    harness_size,
+    place_and_route,
+    synthesise,
+    tool_versions,
+)
+
+__all__ = [
+    "FIGURE",
+    "Run",
+    "ToeplitzConfiguration",
+    "cable_mbps",
+    "entry",
+    "explore",
+    "measure",
+    "variants",
+]
+
+WIDTHS, SMALLEST, SPLITS = (64, 128, 256), (4, 8, 16), (0, 1, 2, 3)
+"""Variants that are explored unless others are named."""
+CABLE_MBPS = 320.0
+"""Payload of high-speed USB that key, seed and output share."""
+
+
+@dataclass(frozen=True)
+class ToeplitzConfiguration:
+    """What the engine's constructor is given.
+
+    Parameters
+    ----------
+    input_bits, output_bits
+        Largest n and m.
+    width
+        Block size of the product core.
+    smallest
+        Size of the products that are not split any more.
+    splits
+        Levels of splitting over blocks in memory.
+    ahead
+        Whether a key block may stream in while the last is worked on.
+    """
+
+    input_bits: int = 1 << 18
+    output_bits: int = 1 << 17
+    width: int = 64
+    smallest: int = 8
+    splits: int = 0
+    ahead: bool = False
+
+    def engine(self) -> Any:
+        """The engine.
+
+        Raises
+        ------
+        SettingError
+            If there is no such engine.
+        MissingExtra
+            If Amaranth is not installed.
+        """
+        try:
+            from keyrail_gateware.toeplitz import Toeplitz
+        except ModuleNotFoundError as error:
+            raise MissingExtra(error.name or "amaranth", "build") from None
+        if (self.width, self.splits, self.ahead) != (64, 0, False):
+            raise SettingError(
+                "width, splits, ahead",
+                f"{self.width}, {self.splits}, {self.ahead}",
+                "64, 0, False: the engine has no others",
+            )
+        if self.smallest < 1 or self.smallest & (self.smallest - 1):
+            raise SettingError("--smallest", self.smallest, "powers of two")
+        try:
+            return Toeplitz(self.input_bits, self.output_bits, self.smallest)
+        except ValueError as error:
+            raise SettingError("engine", self.name, str(error)) from None
+
+    def check(self, n: int, m: int, family: Family) -> None:
+        """Raise `SettingError` if the engine cannot hash n bits to m."""
+        try:
+            Geometry(n, m, family)
+        except ValueError as error:
+            raise SettingError("--n, --m", f"{n}, {m}", str(error)) from None
+        if n > self.input_bits or m > self.output_bits:
+            allowed = f"n to {self.input_bits} and m to {self.output_bits}: the engine's memory"
+            raise SettingError("--n, --m", f"{n}, {m}", allowed)
+
+    def clocks(self, engine: Any, n: int, m: int, family: Family) -> int:
+        """Clocks that a block takes in steady state, key and seed taken in without a pause."""
+        geometry = Geometry(n, m, family)
+        # Words in, rows, and the wipe of the longest memory.
+        words = max(geometry.key_words, geometry.seed_words)
+        rows = geometry.rows * (geometry.columns + 1) + int(engine.LATENCY)
+        return words + rows + (self.input_bits + self.output_bits) // 64 + 10
+
+    @property
+    def name(self) -> str:
+        """The configuration in a few letters, for progress and errors."""
+        sizes = f"{self.input_bits} to {self.output_bits} bits"
+        return f"width {self.width}, smallest {self.smallest}, splits {self.splits}, {sizes}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration to measure on one part.
+
+    Parameters
+    ----------
+    configuration, device
+        Engine, and name of the part.
+    n, m, family
+        The hash whose rate is stated.
+    seeds
+        nextpnr's seeds, one result each.
+    frequency
+        nextpnr's target, MHz.
+    """
+
+    configuration: ToeplitzConfiguration
+    device: str
+    n: int
+    m: int
+    family: Family = "modified"
+    seeds: tuple[int, ...] = (1,)
+    frequency: float = 200.0
+
+
+FIGURE: tuple[Run, ...] = (
+    Run(ToeplitzConfiguration(1 << 12, 1 << 11), "iCE40UP5K", 1 << 12, 1 << 10, frequency=30.0),
+    Run(ToeplitzConfiguration(1 << 16, 1 << 15), "LFE5U-25F-6", 1 << 16, 1 << 14),
+    Run(ToeplitzConfiguration(1 << 16, 1 << 15), "LFE5U-85F-6", 1 << 16, 1 << 14, seeds=(1, 2)),
+    Run(ToeplitzConfiguration(1 << 16, 1 << 15), "LFE5UM5G-85F-8", 1 << 16, 1 << 14),
+)
+"""What ``make pnr-toeplitz`` measures."""
+
+
+def cable_mbps(input_mbps: float, n: int, m: int, family: Family) -> float:
+    """Input rate when one high-speed USB cable carries key, seed and output of every block."""
+    carried = n + seed_bits(n, m, family) + m
+    return min(input_mbps, CABLE_MBPS * n / carried)
+
+
+def entry(run: Run, engine: Any, netlist: Netlist, routed: Routed | None = None) -> dict[str, Any]:
+    """One result: a configuration, and one seed if it has been routed.
+
+    LUT4, flip-flops and block RAM are nextpnr's after packing, or the netlist's before. The
+    harness is in them, and stated beside them.
+    """
+    configuration = run.configuration
+    clocks = configuration.clocks(engine, run.n, run.m, run.family)
+    harness = harness_size(engine)
+    counts = netlist.counts
+    result: dict[str, Any] = {
+        "device": netlist.device.name,
+        **asdict(configuration),
+        "n": run.n,
+        "m": run.m,
+        "family": run.family,
+        "lut4": routed.lut4 if routed else counts["lut4"],
+        "ff": routed.ff if routed else counts["ff"],
+        "bram": routed.bram if routed else counts["bram"],
+        "netlist": counts,
+        "harness_lut4": harness["lut4"],
+        "harness_ff": harness["ff"],
+        "cycles": clocks,
+        "target_mhz": run.frequency,
+        "mbps_at_target": round(run.n * run.frequency / clocks, 2),
+    }
+    if routed is None:
+        return result
+    rate = run.n * routed.fmax_mhz / clocks
+    return result | {
+        "seed": routed.seed,
+        "fmax_mhz": routed.fmax_mhz,
+        "input_mbps": round(rate, 2),
+        "cable_mbps": round(cable_mbps(rate, run.n, run.m, run.family), 2),
+        "mbps_per_klut4": round(1000 * rate / routed.lut4, 2),
+        "critical_path": routed.path.summary() if routed.path else None,
+    }
+
+
+def measure(run: Run, progress: Progress, route: bool = True) -> Iterator[dict[str, Any]]:
+    """Results of a run, one a seed as each is there; without routing, one of the netlist.
+
+    Raises
+    ------
+    KeyrailError
+        If an extra is missing, a setting is out of range or a tool fails.
+    """
+    device = device_named(run.device)
+    run.configuration.check(run.n, run.m, run.family)
+    engine = run.configuration.engine()
+
+    def say(line: str) -> None:
+        progress(f"{run.configuration.name}: {line}")
+
+    netlist = synthesise(engine, device, progress=say)
+    if not route:
+        yield entry(run, engine, netlist)
+        return
+    for seed in run.seeds:
+        routed = place_and_route(netlist, seed=seed, frequency=run.frequency, progress=say)
+        yield entry(run, engine, netlist, routed)
+
+
+def variants(
+    base: Run, widths: Iterable[int] = (), smallest: Iterable[int] = (), splits: Iterable[int] = ()
+) -> list[Run]:
+    """The run with each combination of the values, or of the usual ones where none are given."""
+    return [
+        replace(base, configuration=replace(base.configuration, width=w, smallest=s, splits=levels))
+        for w, s, levels in product(
+            tuple(widths) or WIDTHS, tuple(smallest) or SMALLEST, tuple(splits) or SPLITS
+        )
+    ]
+
+
+def explore(
+    runs: Iterable[Run],
+    progress: Progress,
+    *,
+    route: bool,
+    jobs: int = 1,
+    found: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> list[dict[str, Any]]:
+    """Results of many runs in their order.
+
+    A run whose engine does not exist or that a tool refuses gives one entry with ``error``.
+
+    Parameters
+    ----------
+    runs
+        What to measure.
+    progress
+        Told of each step.
+    route
+        Place and route too, or synthesise alone.
+    jobs
+        Runs at a time.
+    found
+        Called with each result as it comes, one call at a time.
+    """
+    lock = threading.Lock()
+
+    def one(run: Run) -> list[dict[str, Any]]:
+        results = []
+        try:
+            for result in measure(run, progress, route):
+                results.append(result)
+                with lock:
+                    found(result)
+        except (SettingError, ToolFailed) as error:
+            result = {
+                "device": run.device,
+                **asdict(run.configuration),
+                "n": run.n,
+                "m": run.m,
+                "family": run.family,
+                "error": str(error).split(" (log:")[0],
+            }
+            results.append(result)
+            with lock:
+                found(result)
+        return results
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [result for results in pool.map(one, runs) for result in results]
+
+
+def commit() -> str:
+    """The sources' commit; empty outside of a repository."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()
+
+
+def document(command: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON document of results: with the command, the tools' versions and the commit."""
+    return {"command": command, "tools": tool_versions(), "commit": commit(), "results": results}
+
+
+def _order(result: dict[str, Any]) -> tuple[Any, ...]:
+    names = list(DEVICES)
+    numbers = (result[k] for k in ("width", "smallest", "splits", "input_bits", "output_bits"))
+    return (names.index(result["device"]), *numbers, result.get("seed", 0))
+
+
+def main(arguments: list[str]) -> int:
+    """Measure `FIGURE`; the file is written anew after each result."""
+    parser = argparse.ArgumentParser(prog="python -m keyrail_boards.toeplitz")
+    parser.add_argument("file", type=Path, help="JSON file to write")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    chosen = parser.parse_args(arguments)
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    results: list[dict[str, Any]] = []
+
+    def write(result: dict[str, Any]) -> None:
+        results.append(result)
+        text = json.dumps(document("make pnr-toeplitz", sorted(results, key=_order)), indent=2)
+        new = chosen.file.with_suffix(".json.new")
+        new.write_text(text + "\n")
+        new.replace(chosen.file)
+
+    try:
+        explore(FIGURE, progress, route=True, jobs=max(1, chosen.jobs), found=write)
+    except KeyrailError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = [result for result in results if "error" in result]
+    for result in failed:
+        print(f"error: {result['device']}: {result['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
