@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Place and route: reports read right, errors of one line, and one small design through it all."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from keyrail.errors import MissingExtra, SettingError
+from keyrail_boards import place_and_route as tools
+from keyrail_boards import toeplitz as engines
+from keyrail_boards.place_and_route import DEVICES, ToolFailed
+
+KEYRAIL = Path(sys.executable).parent / "keyrail"
+
+needs_tools = pytest.mark.skipif(
+    bool(tools.tools_missing()),
+    reason=f"not installed: {', '.join(tools.tools_missing())} (extra build)",
+)
+
+
+def end(cell, port):
+    return {"cell": cell, "loc": [1, 1], "port": port}
+
+
+def part(kind, delay, start, stop, **more):
+    return {"type": kind, "delay": delay, "from": start, "to": stop, **more}
+
+
+REPORT = {
+    "critical_paths": [
+        {
+            "from": "<async>",
+            "to": "posedge clk",
+            "path": [part("source", 90.0, end("pin", "O"), end("pin", "O"))],
+        },
+        {
+            "from": "posedge clk",
+            "to": "posedge clk",
+            "path": [
+                part("clk-to-q", 5.6, end("ram", "DOA0"), end("ram", "DOA0")),
+                part("routing", 1.25, end("ram", "DOA0"), end("sum", "A"), net="word[1]"),
+                part("logic", 0.25, end("sum", "A"), end("sum", "F")),
+                part("routing", 0.5, end("sum", "F"), end("reg", "DI"), net="y"),
+                part("setup", 0.0, end("reg", "DI"), end("reg", "DI")),
+            ],
+        },
+    ],
+    "fmax": {"clk": {"achieved": 131.5789, "constraint": 200.0}},
+    "utilization": {
+        "TRELLIS_COMB": {"available": 10, "used": 7},
+        "TRELLIS_FF": {"available": 10, "used": 5},
+        "DP16KD": {"available": 10, "used": 1},
+        "EHXPLLL": {"available": 4, "used": 0},
+    },
+}
+NETLIST = {
+    "cells": {
+        "ram": {"type": "DP16KD", "connections": {"DOA0": [7], "DOA1": [8]}},
+        "sum": {"type": "LUT4", "connections": {"A": [8], "B": [7], "Z": [9]}},
+        "reg": {"type": "TRELLIS_FF", "connections": {"DI": [9], "M": [8], "Q": [10]}},
+    },
+    "netnames": {"word": {"bits": [7, 8]}, "y": {"bits": [9]}},
+}
+
+
+def test_report_is_read():
+    fmax, counts, used = tools.parse_report(REPORT, "ecp5")
+    assert fmax == 131.58
+    assert counts == {"lut4": 7, "ff": 5, "bram": 1}
+    assert "EHXPLLL" not in used
+    used = {"ICESTORM_LC": {"used": 9}, "ICESTORM_RAM": {"used": 2}}
+    _, counts, _ = tools.parse_report(REPORT | {"utilization": used}, "ice40", flip_flops=4)
+    assert counts == {"lut4": 9, "ff": 4, "bram": 2}
+
+
+def test_report_without_a_clock_is_an_error():
+    with pytest.raises(ToolFailed, match="no clock"):
+        tools.parse_report(REPORT | {"fmax": {}}, "ecp5")
+
+
+def test_critical_path_is_the_slowest_within_a_clock():
+    path = tools.parse_critical_path(REPORT, NETLIST)
+    assert path is not None
+    assert (path.start, path.start_kind) == ("ram", "DP16KD")
+    assert (path.end, path.end_kind) == ("reg", "TRELLIS_FF")
+    assert (path.logic_ns, path.routing_ns) == (5.85, 1.75)
+    assert [(hop.kind, hop.fan_out) for hop in path.hops] == [("DP16KD", 2), ("LUT4", 1)]
+    assert path.summary()["largest_fan_out"] == 2
+    assert tools.parse_critical_path({"critical_paths": []}, NETLIST) is None
+
+
+def test_devices_are_found_whatever_the_case():
+    assert tools.device_named("lfe5u-85f-6") is DEVICES["LFE5U-85F-6"]
+    with pytest.raises(SettingError, match="--device = LFE5U-99F: allowed is LFE5U-85F-6, "):
+        tools.device_named("LFE5U-99F")
+
+
+def test_missing_tool_names_its_extra():
+    with pytest.raises(
+        MissingExtra, match=r"yowasp_none is missing: pip install 'keyrail\[build\]"
+    ):
+        tools.require_tools("yowasp_none")
+
+
+def test_cable_carries_key_seed_and_output():
+    n, m = 1 << 16, 1 << 14
+    assert engines.cable_mbps(1000.0, n, m, "modified") == pytest.approx(320 * n / (2 * n + m - 1))
+    assert engines.cable_mbps(1000.0, n, m, "plain") == pytest.approx(320 * n / (2 * n + 2 * m - 1))
+    assert engines.cable_mbps(10.0, n, m, "plain") == 10.0
+
+
+BASE = engines.Run(engines.ToeplitzConfiguration(1024, 512), "LFE5U-25F-6", 1024, 256)
+
+
+def test_variants_are_all_combinations():
+    assert len(engines.variants(BASE)) == 3 * 3 * 4
+    few = engines.variants(BASE, widths=[64], smallest=[8, 16], splits=[1])
+    assert [(r.configuration.smallest, r.configuration.splits) for r in few] == [(8, 1), (16, 1)]
+
+
+def test_what_does_not_exist_is_an_entry_and_not_the_end():
+    wrong = replace(BASE, configuration=replace(BASE.configuration, width=96))
+    found = []
+    results = engines.explore([wrong], lambda line: None, route=False, found=found.append)
+    assert results == found
+    assert "96" in results[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--device", "abacus"], "--device = abacus: allowed is LFE5U-85F-6"),
+        (["--family", "other"], "--family = other: allowed is modified or plain"),
+        (["--frequency", "0"], "--frequency = 0.0: allowed is 1 to 1000 MHz"),
+        (["--jobs", "0"], "--jobs = 0: allowed is 1 and more"),
+        (["--width", "64", "--width", "128"], "or several with --explore"),
+        (["--json", "/no/such/folder/x.json"], "does not exist"),
+    ],
+)
+def test_wrong_use_is_one_line_and_code_2(arguments, text):
+    done = keyrail(*arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--n", "99999999"], "--n, --m = 99999999, 24999999: allowed is n to 65536"),
+        (["--m", "0"], "--n, --m = 65536, 0: allowed is"),
+        (["--smallest", "3"], "--smallest = 3: allowed is powers of two"),
+        (["--input-bits", "100"], "allowed are multiples of 64"),
+    ],
+)
+def test_engines_that_cannot_be_are_one_line_and_code_2(arguments, text):
+    done = keyrail(*arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def keyrail(*arguments):
+    return subprocess.run(
+        [str(KEYRAIL), "build", "toeplitz", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class RegisterCopy(wiring.Component):
+    """One of several registers of the same word."""
+
+    d: In(8)
+    q: Out(8)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += self.q.eq(self.d)
+        return m
+
+
+class Small(wiring.Component):
+    """A stream through two copies of a register."""
+
+    i: In(stream.Signature(8))
+    o: Out(stream.Signature(8))
+
+    def __init__(self, name="register_copy"):
+        self._name = name
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        held, valid = Signal(8), Signal()
+        copies = [RegisterCopy(), RegisterCopy()]
+        for index, copy in enumerate(copies):
+            m.submodules[f"{self._name}_{index}"] = copy
+            m.d.comb += copy.d.eq(self.i.payload)
+        m.d.sync += [valid.eq(self.i.valid), held.eq(copies[0].q + 3)]
+        m.d.comb += [
+            self.i.ready.eq(self.o.ready),
+            self.o.payload.eq(held ^ copies[1].q),
+            self.o.valid.eq(valid),
+        ]
+        return m
+
+
+@needs_tools
+def test_harness_keeps_every_bit():
+    size = tools.harness_size(Small())
+    # 10 bits in, 10 out; 3 + 1 XORs of four fold those.
+    assert size == {"lut4": 4, "ff": 10 + 10 + 4}
+    netlist = tools.synthesise(Small("other"), DEVICES["iCE40UP5K"])
+    assert netlist.counts["ff"] == size["ff"] + 8 + 8 + 1
+
+
+@needs_tools
+@pytest.mark.parametrize("device", ["iCE40UP5K", "LFE5U-25F-6"])
+def test_register_copies_survive_through_placement(device):
+    lines = []
+    chosen = DEVICES[device]
+    kept = tools.synthesise(Small(), chosen, progress=lines.append)
+    merged = tools.synthesise(Small("other"), chosen)
+    assert kept.counts["ff"] == merged.counts["ff"] + 8
+    routed = tools.place_and_route(kept, seed=3, frequency=50.0, progress=lines.append)
+    assert routed.fmax_mhz > 50
+    assert routed.ff == kept.counts["ff"]
+    assert 0 < routed.lut4 < 100
+    assert routed.path is not None
+    assert routed.path.end_kind != "packed"
+    assert all(hop.fan_out is None or hop.fan_out >= 1 for hop in routed.path.hops)
+    assert json.dumps(routed.path.summary())
+    assert lines[0] == "Verilog ..."
+    lines.clear()
+    again = tools.place_and_route(kept, seed=3, frequency=50.0, progress=lines.append)
+    assert again == routed
+    assert lines == []
