@@ -142,6 +142,8 @@ class Run:
         nextpnr's seeds, one result each.
     frequency
         nextpnr's target, MHz.
+    output_registers
+        Use the output registers of block RAM (ECP5).
     """
 
     configuration: ToeplitzConfiguration
@@ -151,6 +153,7 @@ class Run:
     family: Family = "modified"
     seeds: tuple[int, ...] = (1,)
     frequency: float = 200.0
+    output_registers: bool = False
 
 
 FIGURE: tuple[Run, ...] = (
@@ -188,6 +191,7 @@ def entry(run: Run, engine: Any, netlist: Netlist, routed: Routed | None = None)
         "ff": routed.ff if routed else counts["ff"],
         "bram": routed.bram if routed else counts["bram"],
         "netlist": counts,
+        "output_registers": netlist.moved,
         "harness_lut4": harness["lut4"],
         "harness_ff": harness["ff"],
         "cycles": clocks,
@@ -222,7 +226,7 @@ def measure(run: Run, progress: Progress, route: bool = True) -> Iterator[dict[s
     def say(line: str) -> None:
         progress(f"{run.configuration.name}: {line}")
 
-    netlist = synthesise(engine, device, progress=say)
+    netlist = synthesise(engine, device, output_registers=run.output_registers, progress=say)
     if not route:
         yield entry(run, engine, netlist)
         return

@@ -236,6 +236,7 @@ def build() -> None:
     help="Every combination of the widths, smallest products and splits given, "
     "or of 64, 128, 256; 4, 8, 16; 0 to 3. Synthesis alone but for --route.",
 )
+@click.option("--output-registers", is_flag=True, help="Use those of block RAM (ECP5).")
 @click.option("--route/--no-route", default=None, help="Place and route too.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Variants at a time.")
 @click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
@@ -252,6 +253,7 @@ def toeplitz(
     seed: tuple[int, ...],
     frequency: float,
     explore: bool,
+    output_registers: bool,
     route: bool | None,
     jobs: int,
     json_file: str | None,
@@ -285,6 +287,7 @@ def toeplitz(
         "modified" if family == "modified" else "plain",
         seed or (1,),
         frequency,
+        output_registers,
     )
 
     def say(line: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from keyrail.errors import MissingExtra, SettingError
@@ -213,6 +214,49 @@ class Small(wiring.Component):
             self.o.valid.eq(valid),
         ]
         return m
+
+
+class Store(wiring.Component):
+    """A memory with a register behind its read port."""
+
+    def __init__(self, *, reset):
+        self._reset = reset
+        super().__init__(
+            {"i": In(36), "to": In(9), "en": In(1), "at": In(9), "take": In(1), "o": Out(36)}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        # Nothing reads what is written in the same clock: no logic that compares addresses.
+        attributes = {"no_rw_check": 1}
+        m.submodules.memory = memory = Memory(shape=36, depth=512, init=[], attrs=attributes)
+        write, read = memory.write_port(), memory.read_port()
+        word = Signal(36, reset_less=not self._reset)
+        m.d.comb += [write.addr.eq(self.to), write.data.eq(self.i), write.en.eq(self.en)]
+        m.d.comb += [read.addr.eq(self.at), read.en.eq(1), self.o.eq(word)]
+        with m.If(self.take):
+            m.d.sync += word.eq(read.data)
+        return m
+
+
+@needs_tools
+def test_output_registers_of_block_ram_are_used():
+    part = DEVICES["LFE5U-25F-6"]
+    fmax = {}
+    for registers in (False, True):
+        netlist = tools.synthesise(Store(reset=False), part, output_registers=registers)
+        routed = tools.place_and_route(netlist, frequency=300.0)
+        assert netlist.moved == (36 if registers else 0)
+        assert routed.ff == netlist.counts["ff"]
+        assert (routed.lut4 > 0, routed.bram) == (True, 1)
+        fmax[registers] = routed.fmax_mhz
+    assert fmax[False] < 160 < 200 < fmax[True]
+
+
+@needs_tools
+def test_registers_with_a_reset_stay_outside_of_block_ram():
+    netlist = tools.synthesise(Store(reset=True), DEVICES["LFE5U-25F-6"], output_registers=True)
+    assert netlist.moved == 0
 
 
 @needs_tools
