@@ -289,8 +289,8 @@ def harness(component: Any) -> tuple[Any, list[Any]]:
 def convert(component: Any) -> str:
     """Verilog of a component in its harness; the module's name is ``top``.
 
-    Memories carry no initial zeros: the parts' block RAM starts at zero anyhow, and yosys need not
-    read a line a word.
+    Memories carry no initial zeros, so that yosys need not read a line a word: a component must not
+    rely on what its memories hold at the start.
     """
     require_tools("amaranth")
     os.environ["AMARANTH_USE_YOSYS"] = "builtin"
