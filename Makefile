@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test lint format types contract pnr-toeplitz lock bench clean
+.PHONY: help env tools demo test test-full-size lint format types contract pnr-toeplitz lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,6 +43,9 @@ demo: env ## From photons to identical secret keys, through the real gateware.
 
 test: env ## Run every test.
 	$(RUN)pytest -n 2 $(TESTS)
+
+test-full-size: env ## The Toeplitz engine at 2^20 bits (some minutes).
+	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py
 
 lint: env ## Check style, types and generated files.
 	$(RUN)ruff check .

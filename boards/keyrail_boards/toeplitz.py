@@ -73,8 +73,8 @@ class ToeplitzConfiguration:
     output_bits: int = 1 << 17
     width: int = 64
     smallest: int = 8
-    splits: int = 0
-    ahead: bool = False
+    splits: int = 1
+    ahead: bool = True
 
     def engine(self) -> Any:
         """The engine.
@@ -90,16 +90,17 @@ class ToeplitzConfiguration:
             from keyrail_gateware.toeplitz import Toeplitz
         except ModuleNotFoundError as error:
             raise MissingExtra(error.name or "amaranth", "build") from None
-        if (self.width, self.splits, self.ahead) != (64, 0, False):
-            raise SettingError(
-                "width, splits, ahead",
-                f"{self.width}, {self.splits}, {self.ahead}",
-                "64, 0, False: the engine has no others",
-            )
         if self.smallest < 1 or self.smallest & (self.smallest - 1):
             raise SettingError("--smallest", self.smallest, "powers of two")
         try:
-            return Toeplitz(self.input_bits, self.output_bits, self.smallest)
+            return Toeplitz(
+                self.input_bits,
+                self.output_bits,
+                width=self.width,
+                smallest=self.smallest,
+                splits=self.splits,
+                ahead=self.ahead,
+            )
         except ValueError as error:
             raise SettingError("engine", self.name, str(error)) from None
 
@@ -115,11 +116,7 @@ class ToeplitzConfiguration:
 
     def clocks(self, engine: Any, n: int, m: int, family: Family) -> int:
         """Clocks that a block takes in steady state, key and seed taken in without a pause."""
-        geometry = Geometry(n, m, family)
-        # Words in, rows, and the wipe of the longest memory.
-        words = max(geometry.key_words, geometry.seed_words)
-        rows = geometry.rows * (geometry.columns + 1) + int(engine.LATENCY)
-        return words + rows + (self.input_bits + self.output_bits) // 64 + 10
+        return int(engine.clocks(n, m, family))
 
     @property
     def name(self) -> str:
@@ -157,10 +154,22 @@ class Run:
 
 
 FIGURE: tuple[Run, ...] = (
-    Run(ToeplitzConfiguration(1 << 12, 1 << 11), "iCE40UP5K", 1 << 12, 1 << 10, frequency=30.0),
-    Run(ToeplitzConfiguration(1 << 16, 1 << 15), "LFE5U-25F-6", 1 << 16, 1 << 14),
-    Run(ToeplitzConfiguration(1 << 16, 1 << 15), "LFE5U-85F-6", 1 << 16, 1 << 14, seeds=(1, 2)),
-    Run(ToeplitzConfiguration(1 << 16, 1 << 15), "LFE5UM5G-85F-8", 1 << 16, 1 << 14),
+    Run(
+        ToeplitzConfiguration(1 << 18, 1 << 17, width=128, splits=2),
+        "LFE5U-25F-6",
+        1 << 18,
+        1 << 16,
+        frequency=140.0,
+        output_registers=True,
+    ),
+    Run(
+        ToeplitzConfiguration(1 << 20, 1 << 19, width=256, splits=3),
+        "LFE5U-85F-6",
+        1 << 20,
+        1 << 18,
+        frequency=160.0,
+        output_registers=True,
+    ),
 )
 """What ``make pnr-toeplitz`` measures."""
 
@@ -316,6 +325,45 @@ def document(command: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"command": command, "tools": tool_versions(), "commit": commit(), "results": results}
 
 
+COLUMNS = {
+    "Part": "device",
+    "Seed": "seed",
+    "Block": "width",
+    "Smallest": "smallest",
+    "Splits": "splits",
+    "n": "n",
+    "m": "m",
+    "Family": "family",
+    "LUT4": "lut4",
+    "FF": "ff",
+    "Block RAM": "bram",
+    "MHz": "fmax_mhz",
+    "Clocks a block": "cycles",
+    "Mb/s in": "input_mbps",
+    "Mb/s over USB": "cable_mbps",
+    "Mb/s per 1,000 LUT4": "mbps_per_klut4",
+}
+
+
+def table(described: dict[str, Any]) -> str:
+    """The results of a `document` as a Markdown page."""
+    tools = ", ".join(f"{name} {version}" for name, version in described["tools"].items())
+    lines = [
+        "# Toeplitz engine, placed and routed",
+        "",
+        f"Written by `{described['command']}` at commit {described['commit']}, with {tools}.",
+        "A small harness on the pins is included in LUT4 and FF.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + " --- |" * len(COLUMNS),
+    ]
+    for result in described["results"]:
+        cells = [result.get(key, "") for key in COLUMNS.values()]
+        shown = [f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join([*lines, ""])
+
+
 def _order(result: dict[str, Any]) -> tuple[Any, ...]:
     names = list(DEVICES)
     numbers = (result[k] for k in ("width", "smallest", "splits", "input_bits", "output_bits"))
@@ -336,10 +384,14 @@ def main(arguments: list[str]) -> int:
 
     def write(result: dict[str, Any]) -> None:
         results.append(result)
-        text = json.dumps(document("make pnr-toeplitz", sorted(results, key=_order)), indent=2)
-        new = chosen.file.with_suffix(".json.new")
-        new.write_text(text + "\n")
-        new.replace(chosen.file)
+        described = document("make pnr-toeplitz", sorted(results, key=_order))
+        for suffix, text in (
+            (".json", json.dumps(described, indent=2) + "\n"),
+            (".md", table(described)),
+        ):
+            new = chosen.file.with_suffix(".new")
+            new.write_text(text)
+            new.replace(chosen.file.with_suffix(suffix))
 
     try:
         explore(FIGURE, progress, route=True, jobs=max(1, chosen.jobs), found=write)

@@ -126,9 +126,24 @@ class _Station(wiring.Component):
             status.toeplitz_status.wiped.eq(toeplitz.wiped),
             status.toeplitz_status.error.eq(toeplitz.error),
         ]
-        self._connect(m, self.toeplitz_key, toeplitz.key)
-        self._connect(m, self.toeplitz_seed, toeplitz.seed)
-        self._connect(m, toeplitz.o, self.toeplitz_out)
+        # The records of these streams carry no mark on the last word: words are counted.
+        for inside, outside in (
+            (toeplitz.key, self.toeplitz_key),
+            (toeplitz.seed, self.toeplitz_seed),
+        ):
+            m.d.comb += [
+                inside.payload.word.eq(outside.payload),
+                inside.valid.eq(outside.valid),
+                outside.ready.eq(inside.ready),
+            ]
+        m.d.comb += [
+            self.toeplitz_out.payload.eq(toeplitz.o.payload.word),
+            self.toeplitz_out.valid.eq(toeplitz.o.valid),
+            toeplitz.o.ready.eq(self.toeplitz_out.ready),
+            toeplitz.continued.eq(values.toeplitz_tile.continued),
+            toeplitz.unfinished.eq(values.toeplitz_tile.unfinished),
+            toeplitz.patience.eq(values.toeplitz_patience.value),
+        ]
         self.toeplitz = toeplitz
 
         record = SENDER_ENTRY if self.role is Role.SENDER else RECEIVER_ENTRY

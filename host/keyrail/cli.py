@@ -221,7 +221,7 @@ def build() -> None:
     "--smallest", type=int, multiple=True, help="Products that are not split. [default: 8]"
 )
 @click.option(
-    "--splits", type=int, multiple=True, help="Levels split over blocks in memory. [default: 0]"
+    "--splits", type=int, multiple=True, help="Levels split over blocks in memory. [default: 1]"
 )
 @click.option("--input-bits", type=int, default=1 << 16, show_default=True, help="Largest n.")
 @click.option("--output-bits", type=int, default=1 << 15, show_default=True, help="Largest m.")
@@ -297,7 +297,7 @@ def toeplitz(
         runs = engines.variants(base, width, smallest, splits)
         results = engines.explore(runs, say, route=bool(route), jobs=jobs)
     else:
-        (run,) = engines.variants(base, width or (64,), smallest or (8,), splits or (0,))
+        (run,) = engines.variants(base, width or (64,), smallest or (8,), splits or (1,))
         results = list(engines.measure(run, say, route is not False))
     # A pipe has no width: eleven columns are not to be cut for it.
     output = Console(stderr=json_file == "-", width=None if sys.stdout.isatty() else 110)

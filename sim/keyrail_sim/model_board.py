@@ -171,6 +171,8 @@ class ModelBoard(Board):
                     self.values["toeplitz_n"],
                     self.values["toeplitz_m"],
                     ToeplitzFamily(self.values["toeplitz_family"]),
+                    bool(self.values["toeplitz_tile"] & 1),
+                    bool(self.values["toeplitz_tile"] & 2),
                 )
             elif value == ToeplitzCommand.WIPE:
                 self.toeplitz.wipe()

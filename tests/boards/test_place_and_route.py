@@ -159,7 +159,7 @@ def test_wrong_use_is_one_line_and_code_2(arguments, text):
         (["--n", "99999999"], "--n, --m = 99999999, 24999999: allowed is n to 65536"),
         (["--m", "0"], "--n, --m = 65536, 0: allowed is"),
         (["--smallest", "3"], "--smallest = 3: allowed is powers of two"),
-        (["--input-bits", "100"], "allowed are multiples of 64"),
+        (["--input-bits", "100"], "allowed are powers of two"),
     ],
 )
 def test_engines_that_cannot_be_are_one_line_and_code_2(arguments, text):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Toeplitz engine: the gateware against its twin and the reference implementation."""
 
+import contextlib
+
 import cocotb
 import numpy as np
 import pytest
@@ -8,22 +10,47 @@ from cocotb.triggers import FallingEdge
 
 import bench
 from bench import Sink, Source, generator, settle, until
-from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
-from keyrail_sim.models.toeplitz import BUSY_ERROR, SIZE_ERROR, Toeplitz
+from keyrail.contract import ToeplitzError
+from keyrail.distil.toeplitz import Geometry, seed_bits, tiles, toeplitz_hash
+from keyrail_sim.models.toeplitz import Toeplitz
 
-INPUT_BITS, OUTPUT_BITS = 1024, 512
+INPUT_BITS, OUTPUT_BITS = 2048, 1024
 FAMILIES = ("plain", "modified")
+FAILED = 5
+
+
+CORES = {"64-1": (64, 1, 8), "128-2": (128, 2, 16), "64-0": (64, 0, 64)}
+"""Width, splits and smallest product of the engines tried."""
+
+
+def engine(core=None):
+    from keyrail_gateware.toeplitz import Toeplitz as Gateware
+
+    width, splits, smallest = CORES[core or bench.parameter("core")]
+    return Gateware(INPUT_BITS, OUTPUT_BITS, width=width, splits=splits, smallest=smallest)
 
 
 async def begin(dut):
-    for name in ("n", "m", "family", "start", "wipe", "clear"):
-        getattr(dut, name).value = 0
+    dut.framed.value = 1
+    dut.key__payload.value = dut.seed__payload.value = 0
     await bench.start(dut)
     await until(dut, lambda: dut.wiped.value == 1)
 
 
-async def command(dut, name, n=0, m=0, family="modified"):
+def frame(words):
+    """Payloads of words, the last one marked."""
+    return [int(word) | (i == len(words) - 1) << 64 for i, word in enumerate(words)]
+
+
+def unframed(payloads):
+    """Words of payloads, of which only the last one is marked."""
+    assert [payload >> 64 for payload in payloads] == [0] * (len(payloads) - 1) + [1]
+    return np.array([payload & (1 << 64) - 1 for payload in payloads], np.uint64)
+
+
+async def command(dut, name, n=0, m=0, family="modified", continued=0, unfinished=0):
     dut.n.value, dut.m.value = n, m
+    dut.continued.value, dut.unfinished.value = continued, unfinished
     dut.family.value = FAMILIES.index(family)
     getattr(dut, name).value = 1
     await FallingEdge(dut.clk)
@@ -41,15 +68,15 @@ async def hash_once(dut, key, seed, m, family, shares=(1.0, 1.0, 1.0), sink=None
     sink.received.clear()
     await command(dut, "start", len(key), m, family)
     feeds = [
-        cocotb.start_soon(Source(dut, "key", shares[0]).send(geometry.pack_key(key).tolist())),
-        cocotb.start_soon(Source(dut, "seed", shares[1]).send(geometry.pack_seed(seed).tolist())),
+        cocotb.start_soon(Source(dut, "key", shares[0]).send(frame(geometry.pack_key(key)))),
+        cocotb.start_soon(Source(dut, "seed", shares[1]).send(frame(geometry.pack_seed(seed)))),
     ]
     for feed in feeds:
         await feed
     await until(dut, lambda: len(sink.received) == geometry.rows)
     await until(dut, lambda: dut.wiped.value == 1)
     assert len(sink.received) == geometry.rows
-    return np.array(sink.received, np.uint64)
+    return unframed(sink.received)
 
 
 @cocotb.test()
@@ -94,32 +121,119 @@ async def bench_padding_is_hashed_as_by_the_twin(dut):
         assert twin.feed_seed(seed) == len(seed)
         sink.received.clear()
         await command(dut, "start", n, m, family)
-        await Source(dut, "key").send(key.tolist())
-        await Source(dut, "seed").send(seed.tolist())
+        await Source(dut, "key").send(frame(key))
+        await Source(dut, "seed").send(frame(seed))
         await until(dut, lambda: dut.wiped.value == 1)
-        assert np.array_equal(np.array(sink.received, np.uint64), twin.output())
+        assert np.array_equal(unframed(sink.received), twin.output())
+
+
+async def hash_many(dut, sink, blocks, shares=(1.0, 1.0)):
+    """Hash blocks one behind the other, each started as soon as may be.
+
+    Gives output words, and the clock at which each block's last word was taken.
+    """
+    sink.received.clear()
+    key_source, seed_source = Source(dut, "key", shares[0]), Source(dut, "seed", shares[1])
+
+    async def keys():
+        for key, _, m, family in blocks:
+            await key_source.send(frame(Geometry(len(key), m, family).pack_key(key)))
+
+    async def seeds():
+        for key, seed, m, family in blocks:
+            await seed_source.send(frame(Geometry(len(key), m, family).pack_seed(seed)))
+
+    async def starts():
+        for key, _, m, family in blocks:
+            await until(dut, lambda: dut.free.value == 1)
+            await command(dut, "start", len(key), m, family)
+
+    ends, clock, seen = [], 0, 0
+    tasks = [cocotb.start_soon(task()) for task in (keys, seeds, starts)]
+    while len(ends) < len(blocks):
+        await FallingEdge(dut.clk)
+        clock += 1
+        assert int(dut.error.value) == 0
+        assert clock < 200_000
+        ends += [clock] * sum(payload >> 64 for payload in sink.received[seen:])
+        seen = len(sink.received)
+    for task in tasks:
+        await task
+    outputs, last = [], 0
+    for key, _, m, family in blocks:
+        rows = Geometry(len(key), m, family).rows
+        outputs.append(unframed(sink.received[last : last + rows]))
+        last += rows
+    await until(dut, lambda: dut.wiped.value == 1)
+    return outputs, ends
 
 
 @cocotb.test()
-async def bench_clocks_of_a_hash(dut):
-    from keyrail_gateware.toeplitz import Toeplitz as Gateware
-
-    rng = generator("toeplitz clocks")
+@cocotb.parametrize(family=FAMILIES)
+async def bench_clocks_of_a_block(dut, family):
+    """The formula of `clocks` is exact, with a key, a seed and an output that never wait."""
+    rng = generator("toeplitz clocks", family)
+    clocks = engine().clocks
     await begin(dut)
     sink = Sink(dut, "o")
-    for n, m, family in ((1024, 512, "plain"), (1000, 300, "modified"), (300, 1, "plain")):
+    for n, m in ((2048, 1024), (1000, 300), (300, 1), (900, 130), (1024, 64), (2000, 896)):
+        blocks = [(*draw(rng, n, m, family), m, family) for _ in range(5)]
+        outputs, ends = await hash_many(dut, sink, blocks)
+        for (key, seed, *_), words in zip(blocks, outputs, strict=True):
+            out = Geometry(n, m, family).unpack_output(words)
+            assert np.array_equal(out, toeplitz_hash(key, seed, m, family))
+        assert set(np.diff(ends[1:])) == {clocks(n, m, family)}, (n, m, ends)
+
+
+@cocotb.test()
+@cocotb.parametrize(shares=[(1.0, 1.0, 1.0), (0.5, 0.4, 0.3), (0.9, 0.05, 0.8)])
+async def bench_blocks_behind_each_other(dut, shares):
+    """Sizes and families change from block to block while one is worked on."""
+    rng = generator("toeplitz behind", shares)
+    await begin(dut)
+    sink = Sink(dut, "o", shares[2])
+    blocks = []
+    for _ in range(12):
+        n = int(rng.integers(1, 1025))
+        m, family = int(rng.integers(1, min(n, 512) + 1)), FAMILIES[rng.integers(0, 2)]
+        blocks.append((*draw(rng, n, m, family), m, family))
+    outputs, _ = await hash_many(dut, sink, blocks, shares[:2])
+    for (key, seed, m, family), words in zip(blocks, outputs, strict=True):
+        out = Geometry(len(key), m, family).unpack_output(words)
+        assert np.array_equal(out, toeplitz_hash(key, seed, m, family))
+
+
+@cocotb.test()
+@cocotb.parametrize(family=FAMILIES)
+async def bench_tiles_of_a_larger_matrix(dut, family):
+    """Rows of tiles, the accumulators kept: one hash of more than the engine's n and m."""
+    rng = generator("toeplitz tiles", family)
+    await begin(dut)
+    sink = Sink(dut, "o", 0.7)
+    for n, m, width, height in ((5000, 1500, 2048, 1024), (2100, 130, 700, 100)):
         key, seed = draw(rng, n, m, family)
-        geometry = Geometry(n, m, family)
-        sink.received.clear()
-        await command(dut, "start", n, m, family)
-        await Source(dut, "key").send(geometry.pack_key(key).tolist())
-        await Source(dut, "seed").send(geometry.pack_seed(seed).tolist())
-        clocks = 0
-        while len(sink.received) < geometry.rows:
-            await FallingEdge(dut.clk)
-            clocks += 1
-        assert clocks == geometry.rows * (geometry.columns + 1) + Gateware.LATENCY
-        await until(dut, lambda: dut.wiped.value == 1)
+        twin = Toeplitz(INPUT_BITS, OUTPUT_BITS)
+        whole = np.zeros(0, np.uint8)
+        for row in tiles(key, seed, m, family, width, height):
+            sink.received.clear()
+            for tile in row:
+                arguments = (tile.n, tile.m, tile.family)
+                marks = {"continued": int(tile.continued), "unfinished": int(tile.unfinished)}
+                await until(dut, lambda: dut.free.value == 1)
+                await command(dut, "start", *arguments, **marks)
+                twin.start(tile.n, tile.m, FAMILIES.index(tile.family), **marks)
+                key_task = cocotb.start_soon(Source(dut, "key").send(frame(tile.key)))
+                await Source(dut, "seed", 0.8).send(frame(tile.seed))
+                await key_task
+                twin.feed_key(tile.key)
+                twin.feed_seed(tile.seed)
+                expected = twin.output()
+            await until(dut, lambda: dut.wiped.value == 1)
+            words = unframed(sink.received)
+            assert np.array_equal(words, expected)
+            bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")
+            whole = np.concatenate([whole, bits[: row[0].m]])
+        assert np.array_equal(whole, toeplitz_hash(key, seed, m, family))
 
 
 @cocotb.test()
@@ -127,12 +241,12 @@ async def bench_wipe_and_reset_in_mid_block(dut):
     rng = generator("toeplitz wipe")
     await begin(dut)
     sink = Sink(dut, "o", 0.3)
-    key, seed = draw(rng, 900, 300, "modified")
     geometry = Geometry(900, 300)
     for clocks, end in ((3, "wipe"), (40, "wipe"), (70, "rst"), (10, "rst")):
+        key, seed = draw(rng, 900, 300, "modified")
         await command(dut, "start", 900, 300)
         feeds = [
-            cocotb.start_soon(Source(dut, name).send(words.tolist()))
+            cocotb.start_soon(Source(dut, name).send(frame(words)))
             for name, words in (
                 ("key", geometry.pack_key(key)),
                 ("seed", geometry.pack_seed(seed)),
@@ -156,37 +270,156 @@ async def bench_wipe_and_reset_in_mid_block(dut):
         assert np.array_equal(geometry.unpack_output(words), toeplitz_hash(key, seed, 300))
 
 
+async def fails_with(dut, error):
+    """The engine is stopped, wiped and says why; then the error is cleared."""
+    await until(dut, lambda: int(dut.error.value) == 1 << error)
+    await until(dut, lambda: int(dut.state.value) == FAILED)
+    assert dut.busy.value == 1
+    for _ in range(20):
+        await FallingEdge(dut.clk)
+    await command(dut, "clear")
+    await FallingEdge(dut.clk)
+    assert int(dut.error.value) == 0
+    await until(dut, lambda: dut.free.value == 1)
+
+
+async def works(dut, rng, sink):
+    key, seed = draw(rng, 900, 300, "modified")
+    words = await hash_once(dut, key, seed, 300, "modified", sink=sink)
+    assert np.array_equal(Geometry(900, 300).unpack_output(words), toeplitz_hash(key, seed, 300))
+
+
 @cocotb.test()
-async def bench_wrong_sizes_are_errors(dut):
+async def bench_errors_are_named_and_give_no_output(dut):
     rng = generator("toeplitz errors")
     await begin(dut)
-    sizes = ((0, 0), (10, 0), (10, 11), (INPUT_BITS + 1, 5), (1000, OUTPUT_BITS + 1))
+    sink = Sink(dut, "o")
+    sizes = (
+        (0, 0),
+        (10, 0),
+        (10, 11),
+        (INPUT_BITS + 6, 5),
+        (1000, OUTPUT_BITS + 1),
+        (2**32 - 1, 5),
+    )
     for n, m in sizes:
         await command(dut, "start", n, m)
-        await FallingEdge(dut.clk)
-        assert int(dut.error.value) == SIZE_ERROR
-        assert dut.busy.value == 0
-        await command(dut, "clear")
-        await FallingEdge(dut.clk)
-        assert int(dut.error.value) == 0
+        await fails_with(dut, ToeplitzError.SIZE)
+    await command(dut, "start", 100, 50, continued=1)
+    await fails_with(dut, ToeplitzError.TILE_ORDER)
     await command(dut, "start", 100, 50)
     await command(dut, "start", 100, 50)
-    await FallingEdge(dut.clk)
-    assert int(dut.error.value) == BUSY_ERROR
-    await command(dut, "wipe")
-    await until(dut, lambda: dut.wiped.value == 1)
-    assert int(dut.error.value) == BUSY_ERROR
-    await command(dut, "clear")
-    key, seed = draw(rng, 100, 50, "modified")
-    words = await hash_once(dut, key, seed, 50, "modified")
-    assert np.array_equal(Geometry(100, 50).unpack_output(words), toeplitz_hash(key, seed, 50))
+    await fails_with(dut, ToeplitzError.BUSY)
+    await works(dut, rng, sink)
+    geometry = Geometry(900, 300)
+    for part, words, error in (
+        ("key", geometry.key_words - 1, ToeplitzError.KEY_SHORT),
+        ("key", geometry.key_words + 1, ToeplitzError.KEY_LONG),
+        ("seed", 1, ToeplitzError.SEED_SHORT),
+        ("seed", geometry.seed_words - 1, ToeplitzError.SEED_SHORT),
+        ("seed", geometry.seed_words + 1, ToeplitzError.SEED_LONG),
+    ):
+        sink.received.clear()
+        await command(dut, "start", 900, 300)
+        counts = {"key": geometry.key_words, "seed": geometry.seed_words, part: words}
+        sources = [
+            cocotb.start_soon(
+                Source(dut, name).send(frame(rng.integers(0, 1 << 64, count, dtype=np.uint64)))
+            )
+            for name, count in counts.items()
+        ]
+        for source in sources:
+            await source
+        await fails_with(dut, error)
+        assert sink.received == []
+        await works(dut, rng, sink)
+    dut.patience.value = 100
+    for name, error in (("seed", ToeplitzError.KEY_MISSING), ("key", ToeplitzError.SEED_MISSING)):
+        sink.received.clear()
+        await command(dut, "start", 900, 300)
+        count = {"key": geometry.key_words, "seed": geometry.seed_words}[name]
+        await Source(dut, name).send(frame(rng.integers(0, 1 << 64, count, dtype=np.uint64)))
+        await fails_with(dut, error)
+        assert sink.received == []
+        await works(dut, rng, sink)
+
+
+@cocotb.test()
+async def bench_a_seed_serves_one_hash(dut):
+    rng = generator("toeplitz reuse")
+    await begin(dut)
+    sink = Sink(dut, "o")
+    key, seed = draw(rng, 900, 300, "modified")
+    other, _ = draw(rng, 900, 300, "modified")
+    await hash_once(dut, key, seed, 300, "modified", sink=sink)
+    sink.received.clear()
+    geometry = Geometry(900, 300)
+    await command(dut, "start", 900, 300)
+    await Source(dut, "key").send(frame(geometry.pack_key(other)))
+    await Source(dut, "seed").send(frame(geometry.pack_seed(seed)))
+    await fails_with(dut, ToeplitzError.SEED_REUSED)
+    assert sink.received == []
+    await works(dut, rng, sink)
+
+
+def holding(handle, found, path=""):
+    """Values of every memory word and register below a handle, by path."""
+    value = getattr(handle, "value", None)
+    if value is not None and not isinstance(value, list):
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            found[path] = (len(value), int(value))
+            return
+    with contextlib.suppress(TypeError):
+        for child in handle:
+            name = getattr(child, "_name", "?").strip()
+            if "former_fingerprint" not in name:
+                holding(child, found, f"{path}.{name}")
+
+
+@cocotb.test()
+async def bench_nothing_is_left_after_a_wipe(dut):
+    """A pattern in key and seed: everywhere before the wipe, nowhere after it."""
+    rng = generator("toeplitz traces")
+    await begin(dut)
+    pattern = 0xB5B5B5B5B5B5B5B5
+    geometry = Geometry(2048, 1000)
+    fresh = {}
+    holding(dut, fresh)
+    assert len(fresh) > 300
+    for feeds, clocks in ((("key",), 0), (("key", "seed"), 0), (("key", "seed"), 300)):
+        dut.o__ready.value = 0
+        await command(dut, "start", 2048, 1000)
+        for name in feeds:
+            count = {"key": geometry.key_words, "seed": geometry.seed_words - 1}[name]
+            words = [pattern] * count
+            await Source(dut, name).send(frame(words) if name == "key" else words)
+        for _ in range(clocks + int(rng.integers(0, 9))):
+            await FallingEdge(dut.clk)
+        dut.key__payload.value = dut.seed__payload.value = 0
+
+        found = {}
+        holding(dut, found)
+        planted = [path for path, (_, value) in found.items() if f"{pattern:x}" in f"{value:x}"]
+        memories = [path for path in planted if "key_" in path]
+        assert len(planted) > 3
+        assert any("product" in path for path in found)
+        assert memories
+        dut.o__ready.value = 1
+        await command(dut, "wipe")
+        await until(dut, lambda: dut.wiped.value == 1)
+        found = {}
+        holding(dut, found)
+        for path, (bits, value) in found.items():
+            assert f"{pattern:x}" not in f"{value:x}", path
+            # Whatever has a name and is wider than a counter is as it was after reset.
+            if bits >= 40 and "$" not in path:
+                assert value == fresh[path][1], path
 
 
 @pytest.mark.parametrize("simulator", bench.simulators())
-def test_toeplitz(simulator):
-    from keyrail_gateware.toeplitz import Toeplitz as Gateware
-
-    bench.run(Gateware(INPUT_BITS, OUTPUT_BITS), simulator, "test_toeplitz")
+@pytest.mark.parametrize("core", CORES)
+def test_toeplitz(simulator, core):
+    bench.run(engine(core), simulator, "test_toeplitz", parameters={"core": core})
 
 
 @pytest.mark.parametrize(("n", "m", "family"), [(70, 65, "plain"), (300, 70, "modified")])

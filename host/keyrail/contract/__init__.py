@@ -67,6 +67,7 @@ from .registers import (
     BlockState,
     Mode,
     ToeplitzCommand,
+    ToeplitzError,
     ToeplitzFamily,
     registers,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "Stream",
     "TagKind",
     "ToeplitzCommand",
+    "ToeplitzError",
     "ToeplitzFamily",
     "canonical",
     "reciprocal",

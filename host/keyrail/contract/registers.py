@@ -74,6 +74,31 @@ class ToeplitzCommand(IntEnum):
     CLEAR_ERROR = 3
 
 
+class ToeplitzError(IntEnum):
+    """Bits of the Toeplitz engine's sticky error; any of them stops and wipes the engine."""
+
+    SIZE = 0
+    """n or m out of range."""
+    BUSY = 1
+    """Start while no further block could be begun."""
+    KEY_SHORT = 2
+    """The key ended before its last word."""
+    KEY_LONG = 3
+    """The key went on after its last word."""
+    SEED_SHORT = 4
+    """The seed ended before its last word."""
+    SEED_LONG = 5
+    """The seed went on after its last word."""
+    KEY_MISSING = 6
+    """A word of the key did not come in time."""
+    SEED_MISSING = 7
+    """A word of the seed did not come in time."""
+    SEED_REUSED = 8
+    """The seed is that of the hash before. Those of fewer than four words are not compared."""
+    TILE_ORDER = 9
+    """A tile that does not follow from the one before."""
+
+
 _SENDER, _RECEIVER = (Role.SENDER,), (Role.RECEIVER,)
 _BOTH = (Role.SENDER, Role.RECEIVER)
 
@@ -267,6 +292,21 @@ def _build() -> tuple[Register, ...]:
         reset=ToeplitzFamily.MODIFIED,
     )
     add(
+        "toeplitz_tile",
+        (
+            Field("continued", 1, "1: goes on with the sums of the tile before."),
+            Field("unfinished", 1, "1: other tiles of the row follow; no output yet."),
+        ),
+        write,
+        "Tile of a larger hash; 0 for a whole one.",
+    )
+    add(
+        "toeplitz_patience",
+        one(32, "Clocks; 0: for ever."),
+        write,
+        "How long the engine waits for a word of key or seed.",
+    )
+    add(
         "toeplitz_command",
         (_value(2, "Command.", codes=ToeplitzCommand),),
         command,
@@ -277,7 +317,7 @@ def _build() -> tuple[Register, ...]:
         (
             Field("busy", 1, "1 from start to the wipe that ends a hash."),
             Field("wiped", 1, "1 while key, seed and sums are overwritten."),
-            Field("error", 8, "Sticky errors: bit 0 size out of range, bit 1 start while busy."),
+            Field("error", 16, "Sticky errors, the bits of `ToeplitzError`."),
         ),
         read,
         "State of the Toeplitz engine.",

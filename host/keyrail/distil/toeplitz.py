@@ -11,8 +11,9 @@ identity.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -178,8 +179,18 @@ class Geometry:
     m: int
     family: Family = "modified"
 
+    part: bool = False
+    """Tile of a larger matrix: then m may exceed n, and n - m may not be the matrix's columns."""
+
     def __post_init__(self) -> None:
-        _check(self.n, self.m, self.family)
+        if not self.part:
+            _check(self.n, self.m, self.family)
+
+    @classmethod
+    def tile(cls, columns: int, rows: int, identity: bool) -> Self:
+        """Geometry of a tile of ``columns`` x ``rows`` bits, with the identity part or not."""
+        n = columns + rows if identity else columns
+        return cls(n, rows, "modified" if identity else "plain", True)
 
     @property
     def toeplitz_bits(self) -> int:
@@ -224,7 +235,10 @@ class Geometry:
         row I and column J needs words I - J + columns - 1 and I - J + columns, unshifted.
         """
         bits = _as_bits("seed", seed, seed_bits(self.n, self.m, self.family))
-        values = _diagonals(bits, self.toeplitz_bits, self.m)
+        return self.pack_diagonals(_diagonals(bits, self.toeplitz_bits, self.m))
+
+    def pack_diagonals(self, values: Bits) -> Words:
+        """Pack a seed whose bits are in the order of the diagonals already."""
         # Bit 0 of word 0 is diagonal 1 - 64 columns; the first value is diagonal 1 - n_toeplitz.
         lead = WORD * self.columns - self.toeplitz_bits
         return _pack(np.concatenate([np.zeros(lead, np.uint8), values]), self.seed_words)
@@ -241,3 +255,85 @@ class Geometry:
         if array.shape != (self.rows,):
             raise ValueError(f"{array.shape} output words, needed are {self.rows}")
         return np.unpackbits(array.view(np.uint8), bitorder="little")[: self.m]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of a hash that is larger than the board's engine: what the engine is given.
+
+    Parameters
+    ----------
+    n, m, family, continued, unfinished
+        The engine's registers.
+    key, seed
+        Words, uint64.
+    """
+
+    n: int
+    m: int
+    family: Family
+    continued: bool
+    unfinished: bool
+    key: Words
+    seed: Words
+
+
+def tiles(
+    key: npt.ArrayLike,
+    seed: npt.ArrayLike,
+    output_bits: int,
+    family: Family,
+    width: int,
+    height: int,
+) -> Iterator[list[Tile]]:
+    """Cut one hash into rows of tiles for an engine that hashes ``width`` to ``height`` bits.
+
+    The product is linear, so the tiles of a row add up in the engine's accumulators: still one
+    matrix, one seed and one hash. The output is that of the rows one behind the other.
+
+    Parameters
+    ----------
+    key, seed, output_bits, family
+        As for `toeplitz_hash`.
+    width, height
+        Most columns and rows of a tile.
+
+    Yields
+    ------
+    list of Tile
+        One row of tiles.
+
+    Raises
+    ------
+    ValueError
+        If a length is out of range or does not fit, or a value is no bit.
+    """
+    n, m = len(np.asarray(key)), output_bits
+    x = _as_bits("key", key, n)
+    seeds = _as_bits("seed", seed, seed_bits(n, m, family))
+    columns = n - m if family == "modified" else n
+    values = _diagonals(seeds, columns, m)
+    for top in range(0, m, height):
+        rows = min(height, m - top)
+        row = []
+        for left in range(0, max(columns, 1), width):
+            here = min(width, columns - left)
+            identity = family == "modified" and left == 0
+            geometry = Geometry.tile(here, rows, identity)
+            # Values start with diagonal 1 - columns; the tile's with top - left - (here - 1).
+            first = top - left - here + columns
+            part = x[left : left + here]
+            if identity:
+                part = np.concatenate([part, x[columns + top : columns + top + rows]])
+            row.append(
+                Tile(
+                    geometry.n,
+                    rows,
+                    geometry.family,
+                    left > 0,
+                    left + width < columns,
+                    geometry.pack_key(part),
+                    geometry.pack_diagonals(values[first : first + here + rows - 1]),
+                )
+            )
+        yield row

@@ -6,15 +6,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from keyrail.contract import ToeplitzFamily
+from keyrail.contract import ToeplitzError, ToeplitzFamily
 from keyrail.distil.toeplitz import Family, Geometry, toeplitz_hash
 
 Words = npt.NDArray[np.uint64]
 
-SIZE_ERROR = 1
-"""Bit of ``error``: n or m out of range."""
-BUSY_ERROR = 2
-"""Bit of ``error``: start while busy."""
 _FAMILIES: dict[int, Family] = {ToeplitzFamily.PLAIN: "plain", ToeplitzFamily.MODIFIED: "modified"}
 
 
@@ -30,14 +26,24 @@ class Toeplitz:
     def __init__(self, input_bits: int = 1 << 18, output_bits: int = 1 << 17) -> None:
         self._input_bits, self._output_bits = input_bits, output_bits
         self.error = 0
+        self._former_seed = np.zeros(0, np.uint64)
         self.wipe()
 
     def wipe(self) -> None:
         """Give up what is under way and forget everything."""
+        self._open_rows: int | None = None
+        self._sums: npt.NDArray[np.uint8] | None = None
+        self._seed_so_far = np.zeros(0, np.uint64)
+        self._forget_block()
+
+    def _forget_block(self) -> None:
         self._geometry: Geometry | None = None
         self._key = np.zeros(0, np.uint64)
         self._seed = np.zeros(0, np.uint64)
-        self._output = np.zeros(0, np.uint64)
+
+    def _raise(self, error: ToeplitzError) -> None:
+        self.error |= 1 << error
+        self.wipe()
 
     def clear(self) -> None:
         """Clear the sticky error."""
@@ -46,21 +52,39 @@ class Toeplitz:
     @property
     def busy(self) -> bool:
         """From start to the end of the hash."""
-        return self._geometry is not None
+        return self._geometry is not None or self._open_rows is not None
 
     @property
     def wiped(self) -> bool:
         """Nothing has been taken in since everything was overwritten."""
         return not self.busy
 
-    def start(self, n: int, m: int, family: int) -> None:
-        """Begin a hash of these sizes."""
-        if self.busy:
-            self.error |= BUSY_ERROR
-        elif not 1 <= m <= min(n, self._output_bits) or n > self._input_bits:
-            self.error |= SIZE_ERROR
+    def start(
+        self, n: int, m: int, family: int, continued: bool = False, unfinished: bool = False
+    ) -> None:
+        """Begin a hash of these sizes, or a tile of one."""
+        modified = family == ToeplitzFamily.MODIFIED and not continued
+        columns = n - m if modified else n
+        whole = not (continued or unfinished)
+        if self.error or self._geometry:
+            self._raise(ToeplitzError.BUSY)
+        elif (
+            n < 1
+            or m < 1
+            or m > self._output_bits
+            or not 0 <= columns <= self._input_bits
+            or (whole and m > n)
+        ):
+            self._raise(ToeplitzError.SIZE)
+        elif continued != (self._open_rows is not None) or (continued and self._open_rows != m):
+            self._raise(ToeplitzError.TILE_ORDER)
         else:
-            self._geometry = Geometry(n, m, _FAMILIES[family])
+            self._geometry = Geometry.tile(columns, m, modified)
+            self._unfinished = unfinished
+            self._open_rows = m if unfinished else None
+            if not continued:
+                self._seed_so_far = np.zeros(0, np.uint64)
+                self._seedless = columns == 0
 
     def feed_key(self, words: Words) -> int:
         """Offer words of the key; returns how many were taken."""
@@ -82,11 +106,24 @@ class Toeplitz:
             return none
         if len(self._seed) < geometry.seed_words:
             return none
-        result = self._hash(geometry)
+        self._seed_so_far = np.concatenate([self._seed_so_far, self._seed])
+        short = self._seedless or geometry.seed_words < 4
+        self._sums = self._hash(geometry)
+        self._forget_block()
+        if self._unfinished:
+            return none
+        if not short:
+            reused = np.array_equal(self._former_seed, self._seed_so_far)
+            self._former_seed = self._seed_so_far
+            if reused:
+                self._raise(ToeplitzError.SEED_REUSED)
+                return none
+        self._sums[geometry.m :] = 0
+        result = np.packbits(self._sums, bitorder="little").view("<u8").astype(np.uint64)
         self.wipe()
         return result
 
-    def _hash(self, geometry: Geometry) -> Words:
+    def _hash(self, geometry: Geometry) -> npt.NDArray[np.uint8]:
         # Whatever the words hold is hashed, padding included, as the engine does: the whole
         # padded matrix is a plain Toeplitz matrix of its own.
         def bits(words: Words) -> npt.NDArray[np.uint8]:
@@ -107,5 +144,6 @@ class Toeplitz:
         out = toeplitz_hash(padded, seed, 64 * rows, "plain")
         if geometry.family == "modified":
             out ^= key[64 * columns :]
-        out[geometry.m :] = 0
-        return np.packbits(out, bitorder="little").view("<u8").astype(np.uint64)
+        if self._sums is not None:
+            out ^= self._sums
+        return out

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: CERN-OHL-W-2.0
+"""Product of a held Toeplitz matrix and a vector, one vector a clock: the core of the hash."""
+
+from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["ToeplitzProduct", "diagonal_parts", "joined", "vector_parts"]
+
+
+def vector_parts(x: Value, levels: int) -> list[Value]:
+    """Vectors of the 3^levels products that a product is split in."""
+    if not levels:
+        return [x]
+    half = len(x) // 2
+    parts = (x[:half] ^ x[half:], x[:half], x[half:])
+    return [part for one in parts for part in vector_parts(one, levels - 1)]
+
+
+def diagonal_parts(t: Value, levels: int) -> list[Value]:
+    """Diagonals of the 3^levels products that a product is split in."""
+    if not levels:
+        return [t]
+    width = (len(t) + 1) // 2
+    on = t[width // 2 : width // 2 + width - 1]
+    parts = (on, on ^ t[width:], on ^ t[: width - 1])
+    return [part for one in parts for part in diagonal_parts(one, levels - 1)]
+
+
+def joined(products: list[Value], levels: int) -> Value:
+    """The product, of the 3^levels that it was split in."""
+    if not levels:
+        return products[0]
+    third = len(products) // 3
+    middle, lower, upper = (
+        joined(products[i * third : (i + 1) * third], levels - 1) for i in range(3)
+    )
+    return Cat(middle ^ upper, middle ^ lower)
+
+
+def _exponent(width: int, smallest: int) -> int:
+    """Levels of splitting from one size to the other."""
+    return max(0, (width // smallest).bit_length() - 1)
+
+
+class RegisterCopy(wiring.Component):
+    """A flip-flop of its own, whatever others hold the same: it keeps the fan-out small.
+
+    Synthesis must not merge modules of this name.
+    """
+
+    def __init__(self, init: int = 0):
+        self._init = init
+        super().__init__({"i": In(1), "o": Out(1, init=init)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.sync += self.o.eq(self.i)
+        return m
+
+
+class ToeplitzSums(wiring.Component):
+    """Diagonals of all smallest products, of the diagonals of a product.
+
+    Latency: one clock for every two levels or part of them. Throughput: one a clock.
+
+    Members
+    -------
+    t
+        Diagonals, 2 width - 1 bits.
+    o
+        3^k times 2 smallest - 1 bits, k = log2(width / smallest).
+    """
+
+    def __init__(self, width: int, smallest: int):
+        self._levels = _exponent(width, smallest)
+        super().__init__({"t": In(2 * width - 1), "o": Out(3**self._levels * (2 * smallest - 1))})
+
+    @property
+    def latency(self) -> int:
+        """Clocks from t to o."""
+        return -(-self._levels // 2)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        parts, left = [self.t], self._levels
+        while left:
+            step = min(2, left)
+            sums = [part for one in parts for part in diagonal_parts(one, step)]
+            registers = Signal(sum(len(one) for one in sums), name=f"sums_{left}")
+            m.d.sync += registers.eq(Cat(sums))
+            size = len(sums[0])
+            parts = [registers[i * size : (i + 1) * size] for i in range(len(sums))]
+            left -= step
+        m.d.comb += self.o.eq(Cat(parts))
+        return m
+
+
+class SmallestProduct(wiring.Component):
+    """Product that is multiplied out, its diagonals held twice: in use, and for the next swap.
+
+    Latency: 1 clock from x to y; a swap serves the x of the next clock.
+    """
+
+    def __init__(self, width: int):
+        self._width = width
+        super().__init__(
+            {
+                "t": In(2 * width - 1),
+                "load": In(1),
+                "swap": In(1),
+                "x": In(width),
+                "y": Out(width),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        width, x = self._width, self.x
+        following, held = Signal(2 * width - 1), Signal(2 * width - 1)
+        with m.If(self.load):
+            m.d.sync += following.eq(self.t)
+        with m.If(self.swap):
+            m.d.sync += held.eq(following)
+        terms = [
+            held[width - 1 - c : 2 * width - 1 - c] & x[c].replicate(width) for c in range(width)
+        ]
+        # A tree, so that pairs of terms share a look-up table.
+        while len(terms) > 1:
+            terms = [
+                terms[i] ^ terms[i + 1] if i + 1 < len(terms) else terms[i]
+                for i in range(0, len(terms), 2)
+            ]
+        m.d.sync += self.y.eq(terms[0])
+        return m
+
+
+class _Split(wiring.Component):
+    """A product split one or two levels at once, with registers before and after the parts."""
+
+    def __init__(self, width: int, smallest: int):
+        self._width, self._smallest = width, smallest
+        self._step = min(2, _exponent(width, smallest))
+        self.leaves = 3 ** _exponent(width, smallest)
+        super().__init__(
+            {
+                "t": In(self.leaves * (2 * smallest - 1)),
+                "load": In(1),
+                "swap": In(1),
+                "x": In(width),
+                "y": Out(width),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        step, size = self._step, self._width >> self._step
+        m.submodules.register_copy = copy = RegisterCopy()
+        m.d.comb += copy.i.eq(self.swap)
+        share = len(self.t) // 3**step
+        products = []
+        for i, part in enumerate(vector_parts(self.x, step)):
+            product = _product(size, self._smallest)
+            m.submodules[f"part_{i}"] = product
+            vector = Signal(size, name=f"vector_{i}")
+            m.d.sync += vector.eq(part)
+            m.d.comb += [
+                product.x.eq(vector),
+                product.t.eq(self.t[i * share : (i + 1) * share]),
+                product.load.eq(self.load),
+                product.swap.eq(copy.o),
+            ]
+            products.append(product.y)
+        m.d.sync += self.y.eq(joined(products, step))
+        return m
+
+
+def _product(width: int, smallest: int) -> SmallestProduct | _Split:
+    return SmallestProduct(width) if width <= smallest else _Split(width, smallest)
+
+
+class ToeplitzProduct(wiring.Component):
+    """Product of a square Toeplitz matrix that is held and a vector over GF(2), every clock.
+
+    y[r] = XOR over c of t[r - c + width - 1] x[c]. Split in two, with T1, T0 and T-1 the blocks
+    below, on and above the diagonal (Fan and Hasan, IEEE Trans. Computers 56(2), 2007), three
+    half-size products serve for four::
+
+        P2 = T0 (x0 + x1)    P1 = (T0 + T1) x0    P0 = (T0 + T-1) x1
+        y0 = P2 + P0         y1 = P2 + P1
+
+    and so on down to ``smallest``, which is multiplied out. Two levels are taken at once, so that
+    the four terms that make a bit of y meet in one look-up table.
+
+    The matrix stays for many vectors, so the sums of its diagonals are made one part after the
+    other by one small circuit, and held twice: loading the next matrix takes `loading` clocks
+    beside the products, and ``swap`` puts it in use.
+
+    Latency: `latency` clocks from x to y. Throughput: one product a clock.
+
+    Parameters
+    ----------
+    width
+        Rows and columns, a power of two.
+    smallest
+        Size of the products that are not split any more, a power of two.
+
+    Members
+    -------
+    t
+        Values by diagonal r - c from 1 - width up, 2 width - 1 bits; stable for `held` clocks
+        after ``load``.
+    load
+        1: begin to take ``t`` in. Not while it is being taken in.
+    swap
+        1: the matrix taken in last serves the vectors from the next clock on.
+    x, y
+        Vectors of ``width`` bits.
+    """
+
+    def __init__(self, width: int = 64, smallest: int = 8):
+        for size in (width, smallest):
+            if size < 1 or size & (size - 1):
+                raise ValueError(f"{width} and {smallest}: allowed are powers of two")
+        self._width, self._smallest = width, min(width, smallest)
+        self._levels = _exponent(width, smallest)
+        self._step = min(2, self._levels)
+        self._sums = ToeplitzSums(width >> self._step, self._smallest)
+        super().__init__(
+            {
+                "t": In(2 * width - 1),
+                "load": In(1),
+                "swap": In(1),
+                "x": In(width),
+                "y": Out(width),
+            }
+        )
+
+    @property
+    def splits(self) -> int:
+        """Stages of splitting, of one or two levels each."""
+        return -(-self._levels // 2)
+
+    @property
+    def latency(self) -> int:
+        """Clocks from x to y."""
+        return 2 * self.splits + 1
+
+    @property
+    def swapping(self) -> int:
+        """Clocks from ``swap`` until the matrix taken in last may be overwritten."""
+        return self.splits + 1
+
+    @property
+    def held(self) -> int:
+        """Clocks from ``load`` for which ``t`` must be stable."""
+        return 3**self._step + 1
+
+    @property
+    def first_load(self) -> int:
+        """Clocks from ``load`` until the first part is overwritten."""
+        return 1 + self._step + self._sums.latency
+
+    @property
+    def loading(self) -> int:
+        """Clocks from ``load`` until the matrix is taken in."""
+        return self.first_load + 3**self._step
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        step, size, count = self._step, self._width >> self._step, 3**self._step
+        m.submodules.sums = sums = self._sums
+
+        # Parts are taken one after the other: which, as one bit each, level by level.
+        parts = Signal(count)
+        m.d.sync += parts.eq(Cat(self.load, parts)[:count])
+        former, chosen = self.t, parts
+        for level in range(step):
+            choices = diagonal_parts(former, 1)
+            width = (len(former) + 1) // 2
+            group = count // 3 ** (level + 1)
+            below, above = Signal(name=f"below_{level}"), Signal(name=f"above_{level}")
+            index = range(count)
+            lower = [i for i in index if i // group % 3 == 1]
+            upper = [i for i in index if i // group % 3 == 2]
+            m.d.comb += [
+                below.eq(Cat(chosen[i] for i in lower).any()),
+                above.eq(Cat(chosen[i] for i in upper).any()),
+            ]
+            diagonals = Signal(width - 1, name=f"diagonals_{level}")
+            m.d.sync += diagonals.eq(
+                choices[0]
+                ^ (former[width:] & below.replicate(width - 1))
+                ^ (former[: width - 1] & above.replicate(width - 1))
+            )
+            following = Signal(count, name=f"chosen_{level}")
+            m.d.sync += following.eq(chosen)
+            former, chosen = diagonals, following
+        m.d.comb += sums.t.eq(former)
+        for i in range(sums.latency):
+            following = Signal(count, name=f"summed_{i}")
+            m.d.sync += following.eq(chosen)
+            chosen = following
+
+        m.submodules.register_copy = copy = RegisterCopy()
+        m.d.comb += copy.i.eq(self.swap)
+        products = []
+        for i, part in enumerate(vector_parts(self.x, step)):
+            m.submodules[f"part_{i}"] = product = _product(size, self._smallest)
+            vector = Signal(size, name=f"vector_{i}")
+            if step:
+                m.d.sync += vector.eq(part)
+            else:
+                m.d.comb += vector.eq(part)
+            m.d.comb += [
+                product.x.eq(vector),
+                product.t.eq(sums.o),
+                product.load.eq(chosen[i]),
+                product.swap.eq(copy.o if step else self.swap),
+            ]
+            products.append(product.y)
+        if step:
+            m.d.sync += self.y.eq(joined(products, step))
+        else:
+            m.d.comb += self.y.eq(products[0])
+        return m
