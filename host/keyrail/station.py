@@ -28,6 +28,7 @@ from keyrail.contract import (
     BlockState,
     Mode,
     ToeplitzCommand,
+    ToeplitzError,
     ToeplitzFamily,
 )
 from keyrail.distil.toeplitz import Geometry, toeplitz_hash
@@ -179,9 +180,10 @@ class Station:
         words = board.receive("toeplitz_out")["bits"]
         error = board.read_fields("toeplitz_status")["error"]
         if error or len(words) != geometry.rows:
+            named = [one.name.lower() for one in ToeplitzError if error >> one & 1]
             raise BoardError(
-                f"{board.name}: Toeplitz engine gave {len(words)} of {geometry.rows} words, "
-                f"error {error}"
+                f"{board.name}: Toeplitz engine, {len(key)} bits to {output_bits}, gave "
+                f"{len(words)} of {geometry.rows} words: {', '.join(named) or 'no error named'}"
             )
         return geometry.unpack_output(words)
 
