@@ -24,9 +24,11 @@ from keyrail.contract import (
     ToeplitzCommand,
     ToeplitzFamily,
 )
-from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
+from keyrail.distil.toeplitz import Geometry, seed_bits, tiles, toeplitz_hash
 from keyrail.errors import ContractMismatch, SettingError
 from keyrail.layouts import dtype, zeros
+from keyrail.link import memory_pair
+from keyrail.station import Station
 
 pytestmark = pytest.mark.xdist_group("stations")
 
@@ -311,6 +313,52 @@ def test_toeplitz_on_the_board(kind, family):
         words = alice.receive("toeplitz_out")["bits"]
         assert alice.read_fields("toeplitz_status")["error"] == 0
     assert np.array_equal(geometry.unpack_output(words), toeplitz_hash(key, seed, m, family))
+
+
+def send_words(board: Board, name: str, words) -> None:
+    records = zeros(TOEPLITZ_WORD, len(words))
+    records["bits"] = words
+    board.send(name, records)
+
+
+@pytest.mark.parametrize("family", ["modified", "plain"])
+def test_tiles_on_the_board(kind, family):
+    """A hash cut in tiles, the sums kept on the board."""
+    rng = np.random.default_rng(17)
+    n, m = 9000, 2500
+    key = rng.integers(0, 2, n).astype(np.uint8)
+    seed = rng.integers(0, 2, seed_bits(n, m, family)).astype(np.uint8)
+    with keyrail.open(f"{kind}:alice") as board:
+        rows = []
+        for row in tiles(key, seed, m, family, 4096, 2048):
+            for tile in row:
+                board.write("toeplitz_n", tile.n)
+                board.write("toeplitz_m", tile.m)
+                board.write("toeplitz_family", ToeplitzFamily[tile.family.upper()])
+                board.write("toeplitz_tile", tile.continued | tile.unfinished << 1)
+                board.write("toeplitz_command", ToeplitzCommand.START)
+                send_words(board, "toeplitz_key", tile.key)
+                send_words(board, "toeplitz_seed", tile.seed)
+                board.run()
+            words = np.ascontiguousarray(board.receive("toeplitz_out")["bits"], "<u8")
+            rows.append(np.unpackbits(words.view(np.uint8), bitorder="little")[: row[0].m])
+        assert board.read_fields("toeplitz_status")["error"] == 0
+    assert np.array_equal(np.concatenate(rows), toeplitz_hash(key, seed, m, family))
+
+
+def test_a_seed_used_twice_is_refused_with_the_sizes(kind):
+    rng = np.random.default_rng(18)
+    key, other = rng.integers(0, 2, (2, 3000)).astype(np.uint8)
+    seed, fresh = rng.integers(0, 2, (2, 2999)).astype(np.uint8)
+    with keyrail.open(f"{kind}:bob") as board:
+        station = Station(board, memory_pair()[0])
+        assert np.array_equal(station.hash_block(key, seed, 800), toeplitz_hash(key, seed, 800))
+        with pytest.raises(BoardError, match="3000 bits to 800, gave 0 of 13 words: seed_reused"):
+            station.hash_block(other, seed, 800)
+        board.write("toeplitz_command", ToeplitzCommand.CLEAR_ERROR)
+        assert np.array_equal(
+            station.hash_block(other, fresh, 800), toeplitz_hash(other, fresh, 800)
+        )
 
 
 def test_layouts_of_the_link_hold_no_more_than_the_protocol_says():
