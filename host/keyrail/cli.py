@@ -208,6 +208,54 @@ def replay(
 
 
 @cli.group()
+def verilog() -> None:
+    """Gateware as plain Verilog, for other toolchains."""
+
+
+@verilog.command("toeplitz")
+@click.argument("file", type=str)
+@click.option("--n", type=int, default=1 << 18, show_default=True, help="Largest input, bits.")
+@click.option("--m", type=int, default=None, help="Largest output, bits; half of n if absent.")
+@click.option("--width", type=int, default=64, show_default=True, help="Block of the core.")
+@click.option("--smallest", type=int, default=8, show_default=True, help="Products not split.")
+@click.option("--splits", type=int, default=1, show_default=True, help="Splits over blocks.")
+@click.option("--ahead/--no-ahead", default=True, help="Take the next key in meanwhile or not.")
+def verilog_toeplitz(
+    file: str, n: int, m: int | None, width: int, smallest: int, splits: int, ahead: bool
+) -> None:
+    """Write the Toeplitz engine to FILE (-: standard output).
+
+    Module keyrail_toeplitz has AXI4-Stream ports for key, seed and output, and a small register
+    port; see docs/toeplitz.md.
+    """
+    from keyrail.errors import MissingExtra, SettingError
+
+    if not 0 <= splits <= 4:
+        raise SettingError("--splits", splits, "0 to 4")
+    try:
+        from amaranth.back import verilog as writer
+
+        from keyrail_gateware.toeplitz_axi import ToeplitzAxi
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "amaranth", "gateware") from None
+    try:
+        engine = ToeplitzAxi(
+            n,
+            m if m is not None else n // 2,
+            width=width,
+            smallest=smallest,
+            splits=splits,
+            ahead=ahead,
+        )
+    except ValueError as error:
+        raise KeyrailError(f"toeplitz: {error}") from None
+    text: str = writer.convert(
+        engine, name="keyrail_toeplitz", emit_src=False, strip_internal_attrs=True
+    )
+    _write(file, "FILE", "// SPDX-License-Identifier: CERN-OHL-W-2.0\n" + text)
+
+
+@cli.group()
 def build() -> None:
     """Gateware for real parts: synthesis, place and route."""
 
