@@ -49,9 +49,8 @@ class RegisterCopy(wiring.Component):
     Synthesis must not merge modules of this name.
     """
 
-    def __init__(self, init: int = 0):
-        self._init = init
-        super().__init__({"i": In(1), "o": Out(1, init=init)})
+    i: In(1)
+    o: Out(1)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

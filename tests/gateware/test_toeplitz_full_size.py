@@ -15,6 +15,10 @@ from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
 N, M = 1 << 20, 1 << 18
 WORD = (1 << 64) - 1
 
+pytestmark = pytest.mark.skipif(
+    "KEYRAIL_FULL_SIZE" not in os.environ, reason="some minutes long: make test-full-size"
+)
+
 
 def engine():
     from keyrail_gateware.toeplitz import Toeplitz
@@ -85,16 +89,10 @@ async def bench_full_size(dut):
     dut._log.info(f"clocks between blocks: {engine().clocks(N, M)}")
 
 
-@pytest.mark.skipif(
-    "KEYRAIL_FULL_SIZE" not in os.environ, reason="some minutes long: make test-full-size"
-)
 def test_full_size():
     bench.run(engine(), "verilator", "test_toeplitz_full_size")
 
 
-@pytest.mark.skipif(
-    "KEYRAIL_FULL_SIZE" not in os.environ, reason="some minutes long: make test-full-size"
-)
 def test_the_host_equals_the_reference():
     from galois import GF2
     from randextract import ModifiedToeplitzHashing

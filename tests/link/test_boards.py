@@ -290,6 +290,12 @@ def test_wipe_says_so_and_discards_the_block(kind):
         assert bob.read("block_state") == BlockState.IDLE
 
 
+def send_words(board: Board, name: str, words) -> None:
+    records = zeros(TOEPLITZ_WORD, len(words))
+    records["bits"] = words
+    board.send(name, records)
+
+
 @pytest.mark.parametrize("family", ["modified", "plain"])
 def test_toeplitz_on_the_board(kind, family):
     rng = np.random.default_rng(8)
@@ -302,23 +308,12 @@ def test_toeplitz_on_the_board(kind, family):
         alice.write("toeplitz_m", m)
         alice.write("toeplitz_family", ToeplitzFamily[family.upper()])
         alice.write("toeplitz_command", ToeplitzCommand.START)
-        for name, words in (
-            ("toeplitz_key", geometry.pack_key(key)),
-            ("toeplitz_seed", geometry.pack_seed(seed)),
-        ):
-            records = zeros(TOEPLITZ_WORD, len(words))
-            records["bits"] = words
-            alice.send(name, records)
+        send_words(alice, "toeplitz_key", geometry.pack_key(key))
+        send_words(alice, "toeplitz_seed", geometry.pack_seed(seed))
         alice.run()
         words = alice.receive("toeplitz_out")["bits"]
         assert alice.read_fields("toeplitz_status")["error"] == 0
     assert np.array_equal(geometry.unpack_output(words), toeplitz_hash(key, seed, m, family))
-
-
-def send_words(board: Board, name: str, words) -> None:
-    records = zeros(TOEPLITZ_WORD, len(words))
-    records["bits"] = words
-    board.send(name, records)
 
 
 @pytest.mark.parametrize("family", ["modified", "plain"])
