@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Privacy amplification: the Toeplitz hash of a key, all memory on the chip."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -35,10 +35,11 @@ class _Load(enum.Enum, shape=3):
     IDLE = 0
     SIZES = 1
     CHECK = 2
-    COUNT = 3
-    KEY = 4
-    IDENTITY = 5
-    DONE = 6
+    WORDS = 3
+    COUNT = 4
+    KEY = 5
+    IDENTITY = 6
+    DONE = 7
 
 
 def split_over_blocks(levels: int) -> list[tuple[set[int], set[int], set[int]]]:
@@ -203,8 +204,8 @@ class Toeplitz(wiring.Component):
           2^splits blocks: R + C - 1 diagonals of length min(d, R, C, R + C - d), d from 1;
         - 2 2^splits width / 64 + `SLOT` to take in the first blocks of the seed and make the first
           Toeplitz block;
-        - latency of the product + 14 until the last sum is there;
-        - the words of output, and 4 - width / 64 (if positive) between groups of them;
+        - latency of the product + 15 until the last sum is there;
+        - the words of output, and 3 between groups of them;
         - modified family: what is left of the next key's identity part when the output is taken.
         """
         chunks, banks = self._width // WORD, 1 << self._splits
@@ -216,11 +217,10 @@ class Toeplitz(wiring.Component):
             for d in range(1, rows + columns)
         )
         begin = 2 * banks * chunks + self.SLOT
-        output = words + (rows - 1) * max(0, 4 - chunks)
         last = words - (rows - 1) * banks * chunks
-        tail = (last - 1) % chunks + 1
-        identity = max(0, last - min(last, chunks) - tail - 1) if family == "modified" else 0
-        return walk + begin + self._product.latency + 14 + output + identity
+        identity = last - min(last, chunks) if family == "modified" else 0
+        output = words + 3 * (rows - 1) + identity
+        return walk + begin + self._product.latency + 15 + output
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -244,27 +244,43 @@ class Toeplitz(wiring.Component):
 
         key_memories = [memory(f"key_{i}", width, columns_most * buffers) for i in range(banks)]
         sum_memories = [memory(f"sum_{i}", width, rows_most) for i in range(banks)]
-        window = memory("window", width, window_depth)
+        windows = [memory(f"window_{i}", WORD, window_depth) for i in range(chunks)]
         key_write = [one.write_port() for one in key_memories]
         key_read = [one.read_port() for one in key_memories]
         sum_write = [one.write_port() for one in sum_memories]
         sum_read = [one.read_port() for one in sum_memories]
-        window_write = window.write_port(granularity=WORD)
-        window_read = window.read_port(domain="comb")
+        window_write = [one.write_port() for one in windows]
+        window_read = [one.read_port(domain="comb") for one in windows]
 
+        def copies(name: str, value: ValueLike, count: int) -> list[Value]:
+            """The value one clock later, in registers of their own for so many places."""
+            made = []
+            for i in range(count):
+                copy = RegisterCopy(len(Value.cast(value)))
+                m.submodules[f"{name}_register_copy_{i}"] = copy
+                m.d.comb += copy.i.eq(value)
+                made.append(copy.o)
+            return made
+
+        def over_block(name: str, bit: ValueLike) -> Value:
+            """A bit one clock later, once for each bit of a block."""
+            return Cat(copy.replicate(WORD) for copy in copies(name, bit, chunks))
+
+        # -- errors, and what stops the engine ----------------------------------------------
+        # An error acts two clocks later, so that finding it and stopping are short paths.
         state = self.state
         load = Signal(_Load)
-        failing, restarts = Signal(), Signal()
-        raised = Signal(16)
-        m.d.comb += failing.eq(raised.any())
+        raised, raised_before = Signal(16), Signal(16)
+        restarts, restarted, stops = Signal(), Signal(), Signal()
+        m.d.sync += [
+            raised_before.eq(raised),
+            self.error.eq(Mux(self.clear, 0, self.error) | raised_before),
+            stops.eq(self.wipe | restarts | raised_before.any()),
+            restarted.eq(~self.wipe & ~raised_before.any()),
+        ]
 
         def raise_error(error: ToeplitzError) -> object:
             return raised[error].eq(1)
-
-        with m.If(self.clear):
-            m.d.sync += self.error.eq(0)
-        with m.Elif(failing):
-            m.d.sync += self.error.eq(self.error | raised)
 
         # -- sizes of the block that streams in ---------------------------------------------
         column_words = range(columns_most * group_words + 1)
@@ -273,10 +289,14 @@ class Toeplitz(wiring.Component):
         modified, continued, unfinished = Signal(), Signal(), Signal()
         toeplitz_bits, negative = Signal(33), Signal()
         columns, rows = Signal(column_words), Signal(row_words)
-        seedless = Signal()
+        seed_words = Signal(range((columns_most + rows_most) * group_words + 1))
+        seedless, seed_short = Signal(), Signal()
         open_tile, open_rows = Signal(), Signal(32)
         m.d.comb += self.free.eq(
-            (load == _Load.IDLE) & (state != ToeplitzState.FAILED) & ~self.error.any()
+            (load == _Load.IDLE)
+            & (state != ToeplitzState.FAILED)
+            & ~self.error.any()
+            & (~stops | restarted)
         )
         with m.If(self.start):
             with m.If(self.free):
@@ -312,19 +332,21 @@ class Toeplitz(wiring.Component):
                 m.d.comb += raise_error(ToeplitzError.TILE_ORDER)
             m.d.sync += [
                 seedless.eq(toeplitz_bits == 0),
-                columns.eq(Mux(toeplitz_bits == 0, 1, (toeplitz_bits + WORD - 1) >> 6)),
                 rows.eq((rows_bits + WORD - 1) >> 6),
                 open_tile.eq(unfinished),
                 open_rows.eq(rows_bits),
+                load.eq(_Load.WORDS),
+            ]
+        with m.If(load == _Load.WORDS):
+            m.d.sync += [
+                columns.eq(Mux(seedless, 1, (toeplitz_bits + WORD - 1) >> 6)),
                 load.eq(_Load.COUNT),
             ]
         group_exponent = group_words.bit_length() - 1
-        column_groups = Signal(range(columns_most + 1))
-        row_groups = Signal(range(rows_most + 1))
         last_column, last_row = Signal(range(columns_most)), Signal(range(rows_most))
-        m.d.comb += [
-            column_groups.eq((columns + group_words - 1) >> group_exponent),
-            row_groups.eq((rows + group_words - 1) >> group_exponent),
+        m.d.sync += [
+            seed_words.eq(columns + rows),
+            seed_short.eq(seedless | (seed_words < 4)),
         ]
 
         # -- key in: words are gathered to blocks -------------------------------------------
@@ -332,36 +354,40 @@ class Toeplitz(wiring.Component):
         clean = Signal(buffers, init=-1)
         gather = Signal(width)
         full, full_identity = Signal(), Signal()
-        chunk = Signal(range(chunks))
+        chunk, chunk_first, chunk_last = Signal(range(chunks)), Signal(), Signal()
         bank, address = Signal(range(banks)), Signal(range(max(columns_most, rows_most)))
         full_bank, full_address = Signal.like(bank), Signal.like(address)
         words_left = Signal(range(max(columns_most, rows_most) * group_words + 1))
+        words_some, words_end = Signal(), Signal()  # words_left != 0, == 1
         identity_free = Signal()
         sweeping, sweep_pending = Signal(), Signal()
-        takes_block, loading, accepts = Signal(), Signal(), Signal()
+        loading, accepts, completes = Signal(), Signal(), Signal()
         m.d.comb += [
-            takes_block.eq(full & (~full_identity | identity_free)),
+            chunk_first.eq(chunk == 0),
+            chunk_last.eq(chunk == chunks - 1),
             loading.eq((load == _Load.KEY) | (load == _Load.IDENTITY)),
             accepts.eq(self.key.valid & self.key.ready & loading),
+            completes.eq(accepts & (chunk_last | words_end)),
             self.key.ready.eq(
                 (state == ToeplitzState.FAILED)
                 | (
                     loading
-                    & (words_left != 0)
+                    & words_some
                     & (state != ToeplitzState.WIPE)
                     & clean.bit_select(into, 1)
-                    & (~full | takes_block)
+                    & (~full | ~full_identity | identity_free)
                     & ~sweeping
-                    & ~(sweep_pending & (chunk == 0) & (load != _Load.IDENTITY))
+                    & ~(sweep_pending & chunk_first & (load != _Load.IDENTITY))
                 )
             ),
         ]
-        section_ends, frame_ends = Signal(), Signal()
-        m.d.comb += [
-            section_ends.eq(words_left == 1),
-            frame_ends.eq(section_ends & ((load == _Load.IDENTITY) | ~modified)),
-        ]
-        with m.If(takes_block):
+        frame_ends = Signal()
+        m.d.comb += frame_ends.eq(words_end & ((load == _Load.IDENTITY) | ~modified))
+        key_address_bits = (columns_most - 1).bit_length()
+        key_write_address = Signal(range(columns_most * buffers))
+        key_write_enable = Signal(banks)
+        m.d.sync += key_write_enable.eq(0)
+        with m.If(~full_identity | identity_free):
             m.d.sync += full.eq(0)
         with m.If(accepts):
             with m.If(self.framed & (self.key.payload.last != frame_ends)):
@@ -372,190 +398,262 @@ class Toeplitz(wiring.Component):
             for i in range(chunks):
                 with m.If(chunk == i):
                     m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(self.key.payload.word)
-                with m.Elif(chunk == 0):
+                with m.Elif(chunk_first):
                     m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(0)
-            m.d.sync += [words_left.eq(words_left - 1), chunk.eq(chunk + 1)]
-            if chunks == 1:
-                m.d.sync += chunk.eq(0)
-            with m.If((chunk == chunks - 1) | section_ends):
-                m.d.sync += [
-                    chunk.eq(0),
-                    full.eq(1),
-                    full_identity.eq(load == _Load.IDENTITY),
-                    full_bank.eq(bank),
-                    full_address.eq(address),
-                    bank.eq(bank + 1),
-                ]
-                with m.If(bank == banks - 1):
-                    m.d.sync += [bank.eq(0), address.eq(address + 1)]
+            m.d.sync += [
+                words_left.eq(words_left - 1),
+                words_some.eq(~words_end),
+                words_end.eq(words_left == 2),
+                chunk.eq(Mux(chunk_last, 0, chunk + 1)),
+            ]
+        with m.If(completes):
+            m.d.sync += [
+                chunk.eq(0),
+                full.eq(1),
+                full_identity.eq(load == _Load.IDENTITY),
+                full_bank.eq(bank),
+                full_address.eq(address),
+                bank.eq(bank + 1),
+                key_write_address.eq(Cat(address[:key_address_bits], into)),
+                key_write_enable.eq((load == _Load.KEY) << bank),
+            ]
+            with m.If(bank == banks - 1):
+                m.d.sync += [bank.eq(0), address.eq(address + 1)]
         with m.If(load == _Load.COUNT):
             m.d.sync += [
                 words_left.eq(columns),
-                last_column.eq(column_groups - 1),
-                last_row.eq(row_groups - 1),
+                words_some.eq(1),
+                words_end.eq(columns == 1),
+                last_column.eq((columns - 1) >> group_exponent),
+                last_row.eq((rows - 1) >> group_exponent),
                 load.eq(_Load.KEY),
                 bank.eq(0),
                 address.eq(0),
                 chunk.eq(0),
             ]
-        with m.If((load == _Load.KEY) & (words_left == 0)):
-            m.d.sync += [
-                load.eq(Mux(modified, _Load.IDENTITY, _Load.DONE)),
-                words_left.eq(rows),
-                bank.eq(0),
-                address.eq(0),
-            ]
-        with m.If((load == _Load.IDENTITY) & (words_left == 0)):
+        with m.If((load == _Load.KEY) & ~words_some):
+            m.d.sync += [bank.eq(0), address.eq(0)]
+            with m.If(modified):
+                m.d.sync += [
+                    load.eq(_Load.IDENTITY),
+                    words_left.eq(rows),
+                    words_some.eq(1),
+                    words_end.eq(rows == 1),
+                ]
+            with m.Else():
+                m.d.sync += load.eq(_Load.DONE)
+        with m.If((load == _Load.IDENTITY) & ~words_some):
             m.d.sync += load.eq(_Load.DONE)
 
         # -- what is worked on --------------------------------------------------------------
-        begins = Signal()
+        begins, running = Signal(), Signal()
         buffer = Signal(range(buffers))
         run_last_column, run_last_row = Signal.like(last_column), Signal.like(last_row)
         run_rows, last_bits = Signal(row_words), Signal(6)
-        run_unfinished, run_seedless = Signal(), Signal()  # too short a seed to tell apart
+        run_unfinished, run_seed_short = Signal(), Signal()  # too short a seed to tell apart
         m.d.comb += begins.eq((state == ToeplitzState.IDLE) & (load == _Load.DONE) & ~full)
 
-        # -- seed in: a window of blocks by diagonals, padded with zeros --------------------
-        lead_left = Signal(range(group_words + 1))
-        seed_left = Signal(range((columns_most + rows_most) * group_words + 1))
-        tail_left = Signal(range(group_words + 1))
-        ready_blocks = Signal(range(window_depth + 1))
-        window_base, window_head = Signal(range(window_depth)), Signal(range(window_depth))
-        seed_chunk = Signal(range(chunks))
-        space, seed_moves, seed_real, block_made, releases = (Signal() for _ in range(5))
-        running = Signal()
+        # -- slots: one diagonal of one product is walked, that of the next is made -----------
+        # Comparisons are made a clock ahead, in registers that say what they found.
+        slot, scan = self.SLOT, self._scan
+        step = Signal(range(slot))
+        step_first, step_last, step_scans, step_loads = (Signal() for _ in range(4))
+        scans = Signal()
+        part, part_following = Signal(range(len(parts))), Signal(range(len(parts)))
+        part_last, few_blocks = Signal(), Signal()
+        scan_column, scan_row = Signal.like(last_column), Signal.like(last_row)
+        scan_column_some, scan_row_more, scan_short = Signal(), Signal(), Signal()
+        column, row = Signal.like(last_column), Signal.like(last_row)
+        before_last_column, before_last_row = Signal.like(last_column), Signal.like(last_row)
+        walking, last_block = Signal(), Signal()
+        input_mask, output_mask = Signal(banks), Signal(banks)
+        moves, issues, ends, releases = (Signal() for _ in range(4))
         m.d.comb += [
-            running.eq(state == ToeplitzState.RUN),
-            space.eq(running & (ready_blocks != window_depth)),
-            seed_real.eq((lead_left == 0) & (seed_left != 0)),
-            self.seed.ready.eq((state == ToeplitzState.FAILED) | (space & seed_real)),
-            seed_moves.eq(
-                space & Mux(seed_real, self.seed.valid, (lead_left != 0) | (tail_left != 0))
-            ),
-            block_made.eq(seed_moves & (seed_chunk == chunks - 1)),
-            window_write.addr.eq(window_head),
-            window_write.data.eq(Mux(seed_real, self.seed.payload.word, 0).replicate(chunks)),
+            moves.eq(running & ~(step_first & scans & few_blocks)),
+            issues.eq(moves & walking),
+            ends.eq(running & step_last & (~walking | last_block)),
+            releases.eq(ends & scans & part_last),
         ]
-        for i in range(chunks):
-            m.d.comb += window_write.en[i].eq(seed_moves & (seed_chunk == i))
+        m.d.sync += [
+            part_last.eq(part == len(parts) - 1),
+            part_following.eq(Mux(part == len(parts) - 1, 0, part + 1)),
+            scan_column_some.eq(scan_column != 0),
+            scan_row_more.eq(scan_row != run_last_row),
+            scan_short.eq((scan_column == run_last_column) | (scan_row == run_last_row)),
+            before_last_column.eq(run_last_column - 1),
+            before_last_row.eq(run_last_row - 1),
+        ]
+        m.d.sync += step_loads.eq(0)
+        with m.If(moves & ~step_last):
+            m.d.sync += [
+                step.eq(step + 1),
+                step_first.eq(0),
+                step_last.eq(step == slot - 2),
+                step_loads.eq(step == scan - 1),
+            ]
+            with m.If(step == scan - 1):
+                m.d.sync += step_scans.eq(0)
+        with m.If(issues):
+            m.d.sync += [
+                column.eq(column + 1),
+                row.eq(row + 1),
+                last_block.eq((column == before_last_column) | (row == before_last_row)),
+            ]
+            with m.If(last_block):
+                m.d.sync += walking.eq(0)
+        terms = [Array(_bits(one[0], 2 * banks, banks - more) for one in parts) for more in (1, 0)]
+        # Which blocks of the window belong to the diagonals below and above: by steps.
+        term_bits = [Signal(2 * banks, name=name) for name in ("lower_terms", "upper_terms")]
+        for bits, of_part in zip(term_bits, terms, strict=True):
+            following = Signal(2 * banks, name=f"{bits.name}_following")
+            m.d.sync += following.eq(of_part[part_following])
+            with m.If(moves):
+                m.d.sync += bits.eq(bits >> 1)
+            with m.If(ends):
+                m.d.sync += bits.eq(following)
+        part_inputs, part_outputs = Signal(banks), Signal(banks)
+        m.d.sync += [
+            part_inputs.eq(Array(_bits(one[1], banks) for one in parts)[part]),
+            part_outputs.eq(Array(_bits(one[2], banks) for one in parts)[part]),
+        ]
+        with m.If(ends):
+            m.d.sync += [step.eq(0), step_first.eq(1), step_last.eq(0), step_scans.eq(1)]
+            with m.If(scans):
+                m.d.sync += [
+                    column.eq(scan_column),
+                    row.eq(scan_row),
+                    last_block.eq(scan_short),
+                    walking.eq(1),
+                    input_mask.eq(part_inputs),
+                    output_mask.eq(part_outputs),
+                    part.eq(part_following),
+                ]
+                with m.If(part_last):
+                    with m.If(scan_column_some):
+                        m.d.sync += scan_column.eq(scan_column - 1)
+                    with m.Elif(scan_row_more):
+                        m.d.sync += scan_row.eq(scan_row + 1)
+                    with m.Else():
+                        m.d.sync += scans.eq(0)
+            with m.Else():
+                m.d.sync += [state.eq(ToeplitzState.FINISH), running.eq(0)]
+
+        # -- seed in: a window of blocks by diagonals, padded with zeros --------------------
+        wiping = Signal()
+        lead_left, lead_some = Signal(range(group_words)), Signal()
+        seed_left, seed_some, seed_end = Signal.like(seed_words), Signal(), Signal()
+        tail_left, tail_some = Signal(range(group_words)), Signal()
+        ready_blocks, window_room = Signal(range(window_depth + 1)), Signal()
+        window_head = Signal(range(window_depth))
+        seed_chunk, seed_chunk_last = Signal(range(chunks)), Signal()
+        seed_real, seed_moves, block_made = (Signal() for _ in range(3))
+        m.d.comb += [
+            seed_chunk_last.eq(seed_chunk == chunks - 1),
+            seed_real.eq(~lead_some & seed_some),
+            self.seed.ready.eq(
+                (state == ToeplitzState.FAILED) | (running & window_room & seed_real)
+            ),
+            seed_moves.eq(
+                running & window_room & Mux(seed_real, self.seed.valid, lead_some | tail_some)
+            ),
+            block_made.eq(seed_moves & seed_chunk_last),
+        ]
+        window_address, window_data = Signal(range(window_depth)), Signal(WORD)
+        window_enable = Signal(chunks)
+        m.d.sync += [
+            window_address.eq(window_head),
+            window_data.eq(self.seed.payload.word & seed_real.replicate(WORD)),
+            window_enable.eq(seed_moves << seed_chunk),
+        ]
         fingerprint, former_fingerprint = Signal(WORD), Signal(WORD)
-        former_valid = Signal()
+        former_valid, same_seed = Signal(), Signal()
+        m.d.sync += same_seed.eq(former_valid & (former_fingerprint == fingerprint))
         with m.If(seed_moves):
-            m.d.sync += seed_chunk.eq(Mux(seed_chunk == chunks - 1, 0, seed_chunk + 1))
-            with m.If(lead_left != 0):
-                m.d.sync += lead_left.eq(lead_left - 1)
-            with m.Elif(seed_real):
-                m.d.sync += seed_left.eq(seed_left - 1)
-                with m.If(self.framed & (self.seed.payload.last != (seed_left == 1))):
+            m.d.sync += seed_chunk.eq(Mux(seed_chunk_last, 0, seed_chunk + 1))
+            with m.If(lead_some):
+                m.d.sync += [lead_left.eq(lead_left - 1), lead_some.eq(lead_left != 1)]
+            with m.Elif(seed_some):
+                m.d.sync += [
+                    seed_left.eq(seed_left - 1),
+                    seed_some.eq(~seed_end),
+                    seed_end.eq(seed_left == 2),
+                ]
+                with m.If(self.framed & (self.seed.payload.last != seed_end)):
                     m.d.comb += [
-                        raised[ToeplitzError.SEED_SHORT].eq(seed_left != 1),
-                        raised[ToeplitzError.SEED_LONG].eq(seed_left == 1),
+                        raised[ToeplitzError.SEED_SHORT].eq(~seed_end),
+                        raised[ToeplitzError.SEED_LONG].eq(seed_end),
                     ]
                 # Value at a fixed point of the polynomial over GF(2^64) that the words make up;
                 # x^64 + x^4 + x^3 + x + 1 is irreducible.
                 shifted = Cat(0, fingerprint[:-1]) ^ Mux(fingerprint[-1], 0b11011, 0)
                 m.d.sync += fingerprint.eq(shifted ^ self.seed.payload.word)
             with m.Else():
-                m.d.sync += tail_left.eq(tail_left - 1)
+                m.d.sync += [tail_left.eq(tail_left - 1), tail_some.eq(tail_left != 1)]
         with m.If(block_made):
             m.d.sync += window_head.eq(window_head + 1)
-        m.d.sync += ready_blocks.eq(ready_blocks + block_made - Mux(releases, banks, 0))
-
-        # -- slots: one diagonal of one product is walked, that of the next is made -----------
-        slot = self.SLOT
-        step = Signal(range(slot))
-        scans = Signal()
-        part = Signal(range(len(parts)))
-        scan_column, scan_row = Signal.like(last_column), Signal.like(last_row)
-        column, row = Signal.like(last_column), Signal.like(last_row)
-        walking = Signal()
-        input_mask, output_mask = Signal(banks), Signal(banks)
-        moves, starved, issues, last_block, ends = (Signal() for _ in range(5))
+        # A block counts as made a clock after room for it is taken: only then it can be read.
+        left_blocks, next_blocks = Signal.like(ready_blocks), Signal.like(ready_blocks)
         m.d.comb += [
-            starved.eq(running & (step == 0) & scans & (ready_blocks < 2 * banks)),
-            moves.eq(running & ~starved),
-            issues.eq(moves & walking),
-            last_block.eq((column == run_last_column) | (row == run_last_row)),
-            ends.eq(moves & (step == slot - 1) & (~walking | last_block)),
+            left_blocks.eq(ready_blocks - Mux(releases, banks, 0)),
+            next_blocks.eq(left_blocks + block_made),
         ]
-        with m.If(moves & (step != slot - 1)):
-            m.d.sync += step.eq(step + 1)
-        with m.If(issues):
-            m.d.sync += [column.eq(column + 1), row.eq(row + 1)]
-            with m.If(last_block):
-                m.d.sync += walking.eq(0)
-        lower_terms = Array(_bits(one[0], 2 * banks, banks - 1) for one in parts)
-        upper_terms = Array(_bits(one[0], 2 * banks, banks) for one in parts)
-        with m.If(ends):
-            m.d.sync += step.eq(0)
-            with m.If(scans):
-                m.d.sync += [
-                    column.eq(scan_column),
-                    row.eq(scan_row),
-                    walking.eq(1),
-                    input_mask.eq(Array(_bits(one[1], banks) for one in parts)[part]),
-                    output_mask.eq(Array(_bits(one[2], banks) for one in parts)[part]),
-                    part.eq(part + 1),
-                ]
-                with m.If(part == len(parts) - 1):
-                    m.d.comb += releases.eq(1)
-                    m.d.sync += [part.eq(0), window_base.eq(window_base + banks)]
-                    with m.If(scan_column != 0):
-                        m.d.sync += scan_column.eq(scan_column - 1)
-                    with m.Elif(scan_row != run_last_row):
-                        m.d.sync += scan_row.eq(scan_row + 1)
-                    with m.Else():
-                        m.d.sync += scans.eq(0)
-            with m.Else():
-                m.d.sync += [state.eq(ToeplitzState.FINISH), step.eq(0)]
+        m.d.sync += [
+            ready_blocks.eq(next_blocks),
+            window_room.eq(next_blocks != window_depth),
+            few_blocks.eq(left_blocks < 2 * banks),
+        ]
 
         # The Toeplitz block: sums of blocks of the window, read one after the other.
-        wiping = Signal()
-        seed_block = Signal(width)
-        adds_lower, adds_upper, first = Signal(), Signal(), Signal()
-        t_lower, t_upper = Signal(width), Signal(width)
-        scan_step = step[: (self._scan - 1).bit_length()]
-        m.d.comb += window_read.addr.eq(window_base + scan_step)
-        m.d.sync += [
-            seed_block.eq(window_read.data),
-            adds_lower.eq(lower_terms[part].bit_select(scan_step, 1) & scans),
-            adds_upper.eq(upper_terms[part].bit_select(scan_step, 1) & scans),
-            first.eq((step == 0) | wiping),
-        ]
-        adding = Signal()
-        m.d.sync += adding.eq((moves & (step < self._scan)) | wiping)
-        with m.If(adding):
-            for total, adds in ((t_lower, adds_lower), (t_upper, adds_upper)):
-                m.d.sync += total.eq(
-                    (total & (~first).replicate(width))
-                    ^ (seed_block & (adds & ~wiping).replicate(width))
-                )
+        window_base, window_next = Signal(range(window_depth)), Signal(range(window_depth))
+        scan_address, scan_next = Signal(range(window_depth)), Signal(range(window_depth))
+        m.d.sync += window_next.eq(window_base + banks)
+        with m.If(ends):
+            m.d.comb += scan_next.eq(Mux(scans & part_last, window_next, window_base))
+            m.d.sync += window_base.eq(scan_next)
+        with m.Elif(wiping | begins):
+            m.d.comb += scan_next.eq(0)
+        with m.Else():
+            m.d.comb += scan_next.eq(scan_address + moves)
+        m.d.sync += scan_address.eq(scan_next)
+        read_at = copies("scan_address", scan_next, chunks)
+        for i in range(chunks):
+            m.d.comb += [
+                window_write[i].addr.eq(window_address),
+                window_write[i].data.eq(window_data),
+                window_write[i].en.eq(window_enable[i]),
+                window_read[i].addr.eq(read_at[i]),
+            ]
+        seed_block, t_lower, t_upper = Signal(width), Signal(width), Signal(width)
+        m.d.sync += seed_block.eq(Cat(port.data for port in window_read))
+        adding = over_block("adding", (moves & step_scans) | wiping)
+        keeps = over_block("keeps", ~step_first & ~wiping)
+        for total, bits in ((t_lower, term_bits[0]), (t_upper, term_bits[1])):
+            adds = over_block(f"adds_{total.name}", bits[0] & scans & ~wiping)
+            m.d.sync += total.eq(
+                (adding & ((total & keeps) ^ (seed_block & adds))) | (~adding & total)
+            )
         m.d.comb += [
             product.t.eq(Cat(t_lower, t_upper)),
-            product.load.eq(moves & (step == self._scan) & scans),
+            product.load.eq(step_loads & scans),
         ]
 
         # -- the product's input ------------------------------------------------------------
-        key_address = Signal(range(columns_most * buffers))
-        m.d.sync += key_address.eq(column + Mux(buffer, columns_most, 0))
         masks, raw = [input_mask], []
-        for i in range(3):
+        for i in range(2):
             masks.append(Signal(banks, name=f"input_mask_{i}"))
             m.d.sync += masks[-1].eq(masks[-2])
+        key_address = copies("key_address", Cat(column, buffer) & ~wiping.replicate(32), banks)
         for i, port in enumerate(key_read):
             # Without reset, and read at every clock: the register that block RAM brings along.
             raw.append(Signal(width, name=f"key_block_{i}", reset_less=True))
-            m.d.comb += port.addr.eq(key_address)
+            m.d.comb += port.addr.eq(key_address[i])
             m.d.sync += raw[-1].eq(port.data)
-        vector = Signal(width)
-        terms = [one & masks[3][i].replicate(width) for i, one in enumerate(raw)]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total ^ term
+        vector, total = Signal(width), Const(0, width)
+        for i, one in enumerate(raw):
+            total = total ^ (one & over_block(f"input_mask_{i}", masks[-1][i]))
         m.d.sync += vector.eq(total)
         m.d.comb += product.x.eq(vector)
-        swaps = [issues & (step == 0)]
+        swaps = [issues & step_first]
         for i in range(3):
             swaps.append(Signal(name=f"swap_{i}"))
             m.d.sync += swaps[-1].eq(swaps[-2])
@@ -567,116 +665,118 @@ class Toeplitz(wiring.Component):
             on_way.append(Signal(len(on_way[0]), name=f"on_way_{i}"))
             m.d.sync += on_way[-1].eq(on_way[-2])
         row_bits = len(row)
-        sum_address, read_address = Signal(range(rows_most)), Signal(range(rows_most))
-        sum_enable, addend = Signal(banks), Signal(width)
+        sum_next, read_next = Signal(range(rows_most)), Signal(range(rows_most))
+        sum_enable, enable_next, addend = Signal(banks), Signal(banks), Signal(width)
         keep_next = Signal()
-        drain_row, drains = Signal(range(rows_most)), Signal()
-        clears = Signal()
-        m.d.sync += [
-            read_address.eq(on_way[latency + 2][:row_bits]),
-            addend.eq(product.y),
-            sum_address.eq(on_way[latency + 4][:row_bits]),
-            sum_enable.eq(on_way[latency + 4][row_bits:]),
+        drain_row, draining = Signal(range(rows_most)), Signal()
+        clear_row, clears, clears_next = Signal(range(rows_most)), Signal(), Signal()
+        takes_gather = Signal()
+        m.d.comb += [
+            keep_next.eq(1),
+            draining.eq(state == ToeplitzState.DRAIN),
+            read_next.eq(Mux(draining, drain_row, on_way[latency + 2][:row_bits])),
+            sum_next.eq(on_way[latency + 4][:row_bits]),
+            enable_next.eq(on_way[latency + 4][row_bits:]),
+            takes_gather.eq((state != ToeplitzState.RUN) & (state != ToeplitzState.FINISH)),
         ]
-        m.d.comb += keep_next.eq(1)
-        with m.If(drains):
-            m.d.sync += read_address.eq(drain_row)
+        m.d.sync += [
+            clears.eq(clears_next),
+            clear_row.eq(drain_row),
+            sum_enable.eq(enable_next),
+        ]
+        gathers = over_block("gathers", takes_gather)
+        nothing = over_block("nothing", clears_next | wiping)
+        m.d.sync += addend.eq(((gather & gathers) | (product.y & ~gathers)) & ~nothing)
         sum_words = []
+        sum_addresses = copies("sum_address", sum_next, banks)
+        read_addresses = copies("read_address", read_next, banks)
         for i, (source, sink) in enumerate(zip(sum_read, sum_write, strict=True)):
-            m.submodules[f"register_copy_{i}"] = copy = RegisterCopy()
             sum_word = Signal(width, name=f"sum_block_{i}", reset_less=True)
             m.d.sync += sum_word.eq(source.data)
             m.d.comb += [
-                copy.i.eq(keep_next),
-                source.addr.eq(read_address),
-                sink.addr.eq(sum_address),
+                source.addr.eq(read_addresses[i]),
+                sink.addr.eq(sum_addresses[i]),
                 sink.en.eq(sum_enable[i]),
-                sink.data.eq((sum_word & copy.o.replicate(width)) ^ addend),
+                sink.data.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend),
             ]
             sum_words.append(sum_word)
 
         # The identity's part of the key: first content of the sums, behind the output.
-        drained = Signal(range(rows_most + 1))
+        drained, behind = Signal(range(rows_most + 1)), Signal()
+        m.d.sync += behind.eq(Mux(completes, address, full_address) < drained)
         m.d.comb += identity_free.eq(
-            ~clears
-            & (
-                (state == ToeplitzState.IDLE)
-                | ((state == ToeplitzState.DRAIN) & (full_address < drained))
-            )
+            ~clears & ((state == ToeplitzState.IDLE) | (draining & behind))
         )
         with m.If(clears):
-            m.d.comb += keep_next.eq(0)
-            m.d.sync += [sum_address.eq(drain_row), sum_enable.eq(-1), addend.eq(0)]
+            m.d.comb += [keep_next.eq(0), sum_next.eq(clear_row), enable_next.eq(-1)]
+            m.d.sync += drained.eq(drained + 1)
         with m.Elif(full & full_identity & identity_free):
-            m.d.comb += keep_next.eq(0)
-            m.d.sync += [
-                sum_address.eq(full_address),
-                sum_enable.eq(1 << full_bank),
-                addend.eq(gather),
+            m.d.comb += [
+                keep_next.eq(0),
+                sum_next.eq(full_address),
+                enable_next.eq(1 << full_bank),
             ]
 
-        # -- output -------------------------------------------------------------------------
-        fetch, out_bank = Signal(2), Signal(range(banks))
-        out_block, out_there, out_chunk = Signal(width), Signal(), Signal(range(chunks))
-        out_left, fetch_left = Signal(row_words), Signal(row_words)
-        o_moves, next_block, out_ends = Signal(), Signal(), Signal()
+        # -- output: words of a group of blocks, then the next group is fetched ---------------
+        fetch, fetched = Signal(2), Signal()
+        out_word, out_word_last = Signal(range(group_words)), Signal()
+        out_left, out_some, out_end = Signal(row_words), Signal(), Signal()
+        chosen = [Signal(WORD, name=f"chosen_{i}") for i in range(banks)]
+        chosen_bank = Signal(range(banks))
+        chosen_valid, chosen_last = Signal(), Signal()
+        o_moves, takes_word = Signal(), Signal()
+        last_mask = Signal(WORD)
+        chunk_bits = (chunks - 1).bit_length()
         m.d.comb += [
-            drains.eq(state == ToeplitzState.DRAIN),
-            o_moves.eq(out_there & (~self.o.valid | self.o.ready)),
-            out_ends.eq((out_chunk == chunks - 1) | (out_left == 1)),
-            next_block.eq(
-                drains & (fetch == 3) & (fetch_left != 0) & (~out_there | (o_moves & out_ends))
-            ),
-            clears.eq(next_block & ((out_bank == banks - 1) | (fetch_left <= chunks))),
+            out_word_last.eq(out_word == group_words - 1),
+            o_moves.eq(~self.o.valid | self.o.ready),
+            takes_word.eq(fetched & out_some & (~chosen_valid | o_moves)),
+            clears_next.eq(takes_word & (out_word_last | out_end)),
         ]
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
+        m.d.sync += last_mask.eq(Mux(last_bits.any(), (1 << last_bits) - 1, (1 << WORD) - 1))
         with m.If(o_moves):
-            mask = Mux((out_left == 1) & last_bits.any(), (1 << last_bits) - 1, (1 << WORD) - 1)
             m.d.sync += [
-                self.o.valid.eq(1),
-                self.o.payload.word.eq(out_block.word_select(out_chunk, WORD) & mask),
-                self.o.payload.last.eq(out_left == 1),
+                self.o.valid.eq(chosen_valid),
+                self.o.payload.word.eq(
+                    Array(chosen)[chosen_bank] & (last_mask | (~chosen_last).replicate(WORD))
+                ),
+                self.o.payload.last.eq(chosen_last),
+                chosen_valid.eq(0),
+            ]
+        with m.If(~chosen_valid | o_moves):
+            for one, block in zip(chosen, sum_words, strict=True):
+                m.d.sync += one.eq(block.word_select(out_word[:chunk_bits], WORD))
+            m.d.sync += [chosen_bank.eq(out_word >> chunk_bits), chosen_last.eq(out_end)]
+        with m.If(takes_word):
+            m.d.sync += [
+                chosen_valid.eq(1),
+                out_word.eq(Mux(out_word_last, 0, out_word + 1)),
                 out_left.eq(out_left - 1),
-                out_chunk.eq(out_chunk + 1),
+                out_some.eq(~out_end),
+                out_end.eq(out_left == 2),
             ]
-            with m.If(out_ends):
-                m.d.sync += [out_chunk.eq(0), out_there.eq(0)]
-        with m.If(drains & (fetch != 3)):
-            m.d.sync += fetch.eq(fetch + 1)
-        with m.If(next_block):
-            m.d.sync += [
-                out_there.eq(1),
-                out_block.eq(Array(sum_words)[out_bank]),
-                out_bank.eq(out_bank + 1),
-                fetch_left.eq(Mux(fetch_left <= chunks, 0, fetch_left - chunks)),
-            ]
-            with m.If(clears):
-                m.d.sync += [
-                    out_bank.eq(0),
-                    drain_row.eq(drain_row + 1),
-                    drained.eq(drained + 1),
-                    fetch.eq(0),
-                ]
+        with m.If(draining & (fetch != 3)):
+            m.d.sync += [fetch.eq(fetch + 1), fetched.eq(fetch == 2)]
+        with m.If(clears_next):
+            m.d.sync += [drain_row.eq(drain_row + 1), fetch.eq(0), fetched.eq(0)]
 
         # -- the key's memory: written, and overwritten once used ---------------------------
         sweep = Signal(range(max(columns_most * buffers, rows_most, window_depth)))
         sweep_buffer, sweep_last = Signal(range(buffers)), Signal.like(last_column)
         for i, port in enumerate(key_write):
             m.d.comb += [
-                port.addr.eq(full_address + Mux(into, columns_most, 0)),
+                port.addr.eq(key_write_address),
                 port.data.eq(gather),
-                port.en.eq(full & ~full_identity & (full_bank == i)),
+                port.en.eq(key_write_enable[i]),
             ]
-            with m.If(sweeping):
-                m.d.comb += [
-                    port.addr.eq(sweep + Mux(sweep_buffer, columns_most, 0)),
-                    port.en.eq(1),
-                ]
-        with m.If(sweep_pending & ~full & (chunk == 0) & (load != _Load.IDENTITY)):
+        with m.If(sweep_pending & ~full & chunk_first & (load != _Load.IDENTITY)):
             m.d.sync += [sweep_pending.eq(0), sweeping.eq(1), gather.eq(0), sweep.eq(0)]
         with m.If(sweeping):
-            m.d.sync += sweep.eq(sweep + 1)
+            m.d.sync += [
+                sweep.eq(sweep + 1),
+                key_write_address.eq(Cat(sweep[:key_address_bits], sweep_buffer)),
+                key_write_enable.eq(-1),
+            ]
             with m.If(sweep == sweep_last):
                 m.d.sync += [sweeping.eq(0), clean.bit_select(sweep_buffer, 1).eq(1), sweep.eq(0)]
 
@@ -686,6 +786,7 @@ class Toeplitz(wiring.Component):
         with m.If(begins):
             m.d.sync += [
                 state.eq(ToeplitzState.RUN),
+                running.eq(1),
                 load.eq(_Load.IDLE),
                 buffer.eq(into),
                 into.eq(into + 1 if buffers == 2 else 0),
@@ -695,23 +796,33 @@ class Toeplitz(wiring.Component):
                 run_rows.eq(rows),
                 last_bits.eq(rows_bits[:6]),
                 run_unfinished.eq(unfinished),
-                run_seedless.eq(seedless | (columns + rows < 4)),
+                run_seed_short.eq(seed_short),
                 lead_left.eq((-columns)[:group_exponent]),
-                seed_left.eq(columns + rows),
+                lead_some.eq(columns[:group_exponent] != 0),
+                seed_left.eq(seed_words),
+                seed_some.eq(1),
+                seed_end.eq(0),
                 tail_left.eq((-rows)[:group_exponent]),
+                tail_some.eq(rows[:group_exponent] != 0),
                 scans.eq(1),
                 scan_column.eq(last_column),
                 scan_row.eq(0),
                 part.eq(0),
                 step.eq(0),
+                step_first.eq(1),
+                step_last.eq(0),
+                step_scans.eq(1),
                 walking.eq(0),
                 window_base.eq(0),
                 window_head.eq(0),
                 ready_blocks.eq(0),
+                window_room.eq(1),
+                few_blocks.eq(1),
                 seed_chunk.eq(0),
                 finish.eq(0),
                 drained.eq(0),
                 dirty.eq(1),
+                *(bits.eq(of_part[0]) for bits, of_part in zip(term_bits, terms, strict=True)),
             ]
             with m.If(~continued):
                 m.d.sync += fingerprint.eq(0)
@@ -723,37 +834,48 @@ class Toeplitz(wiring.Component):
                     sweep_buffer.eq(buffer),
                     sweep_last.eq(run_last_column),
                     drain_row.eq(0),
-                    out_bank.eq(0),
                     fetch.eq(0),
+                    fetched.eq(0),
+                    out_word.eq(0),
                     out_left.eq(run_rows),
-                    fetch_left.eq(run_rows),
-                    out_chunk.eq(0),
+                    out_some.eq(1),
+                    out_end.eq(run_rows == 1),
                 ]
                 with m.If(run_unfinished):
                     m.d.sync += state.eq(ToeplitzState.IDLE)
                 with m.Else():
                     m.d.sync += state.eq(ToeplitzState.DRAIN)
-                    with m.If(~run_seedless):
+                    with m.If(~run_seed_short):
                         m.d.sync += [former_fingerprint.eq(fingerprint), former_valid.eq(1)]
-                        with m.If(former_valid & (former_fingerprint == fingerprint)):
+                        # Long before the first word of output is there.
+                        with m.If(same_seed):
                             m.d.comb += raise_error(ToeplitzError.SEED_REUSED)
-        with m.If(drains & (out_left == 0) & ~self.o.valid):
+        with m.If(draining & ~out_some & ~chosen_valid & ~self.o.valid):
             m.d.sync += state.eq(ToeplitzState.IDLE)
-        with m.If(
-            (state == ToeplitzState.IDLE) & (load == _Load.IDLE) & ~self.start & dirty & ~open_tile
-        ):
-            m.d.comb += restarts.eq(1)
+        m.d.comb += restarts.eq(
+            (state == ToeplitzState.IDLE)
+            & (load == _Load.IDLE)
+            & ~self.start
+            & dirty
+            & ~open_tile
+            & ~stops
+        )
 
         # -- waiting for words that do not come ---------------------------------------------
+        patient = Signal()
+        m.d.sync += patient.eq(self.patience == 0)
         for port, error in (
             (self.key, ToeplitzError.KEY_MISSING),
             (self.seed, ToeplitzError.SEED_MISSING),
         ):
-            waited = Signal(32, name=f"waited_{error}")
-            waits = port.ready & ~port.valid & (state != ToeplitzState.FAILED)
-            m.d.sync += waited.eq(Mux(waits, waited + 1, 0))
-            with m.If((self.patience != 0) & waits & (waited == self.patience)):
-                m.d.comb += raised[error].eq(1)
+            waits, waited = Signal(name=f"waits_{error}"), Signal(32, name=f"waited_{error}")
+            enough = Signal(name=f"waited_enough_{error}")
+            m.d.sync += [
+                waits.eq(port.ready & ~port.valid & (state != ToeplitzState.FAILED)),
+                waited.eq(Mux(waits, waited + 1, 0)),
+                enough.eq(waits & (waited == self.patience)),
+            ]
+            m.d.comb += raised[error].eq(~patient & waits & enough)
 
         # -- wiping: zeros to every memory, then through every register ---------------------
         flush = Signal(range(256))
@@ -766,28 +888,25 @@ class Toeplitz(wiring.Component):
             product.swap.eq(swaps[3] | (wiping & (flush == swap_at))),
         ]
         with m.If(wiping):
-            for port in key_write:
-                m.d.comb += [port.addr.eq(sweep), port.en.eq(~flushing)]
             m.d.comb += [
-                window_write.addr.eq(sweep),
-                window_write.data.eq(0),
-                window_write.en.eq((~flushing).replicate(chunks)),
-                window_read.addr.eq(0),
                 keep_next.eq(0),
+                read_next.eq(0),
+                sum_next.eq(sweep),
+                enable_next.eq((~flushing).replicate(banks)),
                 product.load.eq(flush == 4),
             ]
             m.d.sync += [
                 gather.eq(0),
-                key_address.eq(0),
-                read_address.eq(0),
-                sum_address.eq(sweep),
-                sum_enable.eq((~flushing).replicate(banks)),
-                addend.eq(0),
+                window_address.eq(sweep),
+                window_data.eq(0),
+                window_enable.eq((~flushing).replicate(chunks)),
+                key_write_address.eq(sweep),
+                key_write_enable.eq((~flushing).replicate(banks)),
+                *(one.eq(0) for one in chosen),
             ]
-            # The first clock's gather may still hold a block: the sweep begins after it.
+            # What is still on the way to a memory goes there before the sweep begins.
             with m.If(flush == 0):
                 m.d.sync += flush.eq(1)
-                m.d.comb += [port.en.eq(0) for port in key_write]
             with m.Elif(flush == 1):
                 m.d.sync += sweep.eq(sweep + 1)
                 with m.If(sweep == sweep_end):
@@ -803,17 +922,19 @@ class Toeplitz(wiring.Component):
                     ]
         with m.If(self.clear & (state == ToeplitzState.FAILED)):
             m.d.sync += state.eq(ToeplitzState.IDLE)
-        with m.If(self.wipe | failing | restarts):
+        with m.If(self.wipe):
+            m.d.sync += self.wiped.eq(0)
+        with m.If(stops):
             m.d.sync += [
                 state.eq(ToeplitzState.WIPE),
+                running.eq(0),
                 self.wiped.eq(0),
-                load.eq(_Load.IDLE),
                 flush.eq(0),
                 sweep.eq(0),
                 dirty.eq(0),
                 full.eq(0),
                 chunk.eq(0),
-                words_left.eq(0),
+                words_some.eq(0),
                 sweeping.eq(0),
                 sweep_pending.eq(0),
                 clean.eq(-1),
@@ -821,31 +942,35 @@ class Toeplitz(wiring.Component):
                 gather.eq(0),
                 scans.eq(0),
                 walking.eq(0),
-                step.eq(0),
                 open_tile.eq(0),
                 fingerprint.eq(0),
-                out_block.eq(0),
-                out_there.eq(0),
+                clears.eq(0),
+                fetched.eq(0),
+                out_some.eq(0),
+                last_bits.eq(0),
+                chosen_valid.eq(0),
                 self.o.valid.eq(0),
                 self.o.payload.eq(0),
-                seed_left.eq(0),
+                seed_some.eq(0),
             ]
+            # A hash started since then is not what is to be stopped.
+            with m.If(~restarted):
+                m.d.sync += load.eq(_Load.IDLE)
         m.d.comb += [
             self.busy.eq(
-                (state != ToeplitzState.IDLE) | (load != _Load.IDLE) | dirty | self.o.valid
+                (state != ToeplitzState.IDLE) | (load != _Load.IDLE) | dirty | stops | self.o.valid
             ),
             self.working.eq(
                 wiping
-                | (moves & running)
+                | moves
                 | seed_moves
                 | (state == ToeplitzState.FINISH)
-                | drains
+                | draining
                 | sweeping
                 | restarts
+                | stops
                 | begins
-                | (load == _Load.SIZES)
-                | (load == _Load.CHECK)
-                | (load == _Load.COUNT)
+                | ((load != _Load.IDLE) & ~loading & (load != _Load.DONE))
             ),
         ]
         return m

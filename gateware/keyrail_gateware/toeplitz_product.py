@@ -44,13 +44,18 @@ def _exponent(width: int, smallest: int) -> int:
 
 
 class RegisterCopy(wiring.Component):
-    """A flip-flop of its own, whatever others hold the same: it keeps the fan-out small.
+    """A register of its own, whatever others hold the same: it keeps the fan-out small.
 
-    Synthesis must not merge modules of this name.
+    Latency: one clock. Synthesis must not merge modules of this name.
+
+    Parameters
+    ----------
+    bits
+        Width of ``i`` and ``o``.
     """
 
-    i: In(1)
-    o: Out(1)
+    def __init__(self, bits: int = 1):
+        super().__init__({"i": In(bits), "o": Out(bits)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
