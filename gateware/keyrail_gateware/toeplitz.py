@@ -724,28 +724,36 @@ class Toeplitz(wiring.Component):
         chosen = [Signal(WORD, name=f"chosen_{i}") for i in range(banks)]
         chosen_bank = Signal(range(banks))
         chosen_valid, chosen_last = Signal(), Signal()
-        o_moves, takes_word = Signal(), Signal()
+        # A word more than the output holds, so that its `ready` ends at few registers.
+        spare, spare_valid = Signal.like(self.o.payload), Signal()
+        spare_next, takes_word = Signal(), Signal()
+        selected = Signal.like(self.o.payload)
         last_mask = Signal(WORD)
         chunk_bits = (chunks - 1).bit_length()
         m.d.comb += [
             out_word_last.eq(out_word == group_words - 1),
-            o_moves.eq(~self.o.valid | self.o.ready),
-            takes_word.eq(fetched & out_some & (~chosen_valid | o_moves)),
+            spare_next.eq(self.o.valid & ~self.o.ready & (spare_valid | chosen_valid)),
+            takes_word.eq(fetched & out_some & (~chosen_valid | ~spare_valid)),
+            selected.word.eq(
+                Array(chosen)[chosen_bank] & (last_mask | (~chosen_last).replicate(WORD))
+            ),
+            selected.last.eq(chosen_last),
             clears_next.eq(takes_word & (out_word_last | out_end)),
         ]
         m.d.sync += last_mask.eq(Mux(last_bits.any(), (1 << last_bits) - 1, (1 << WORD) - 1))
-        with m.If(o_moves):
+        m.d.sync += spare_valid.eq(spare_next)
+        with m.If(~self.o.valid | self.o.ready):
             m.d.sync += [
-                self.o.valid.eq(chosen_valid),
-                self.o.payload.word.eq(
-                    Array(chosen)[chosen_bank] & (last_mask | (~chosen_last).replicate(WORD))
-                ),
-                self.o.payload.last.eq(chosen_last),
-                chosen_valid.eq(0),
+                self.o.valid.eq(spare_valid | chosen_valid),
+                self.o.payload.eq(Mux(spare_valid, spare, selected)),
             ]
-        with m.If(~chosen_valid | o_moves):
-            for one, block in zip(chosen, sum_words, strict=True):
+        with m.If(~spare_valid):
+            m.d.sync += [spare.eq(selected), chosen_valid.eq(0)]
+        blocked = copies("blocked", spare_next, banks)
+        for one, block, stays in zip(chosen, sum_words, blocked, strict=True):
+            with m.If(~chosen_valid | ~stays):
                 m.d.sync += one.eq(block.word_select(out_word[:chunk_bits], WORD))
+        with m.If(~chosen_valid | ~spare_valid):
             m.d.sync += [chosen_bank.eq(out_word >> chunk_bits), chosen_last.eq(out_end)]
         with m.If(takes_word):
             m.d.sync += [
@@ -850,7 +858,7 @@ class Toeplitz(wiring.Component):
                         # Long before the first word of output is there.
                         with m.If(same_seed):
                             m.d.comb += raise_error(ToeplitzError.SEED_REUSED)
-        with m.If(draining & ~out_some & ~chosen_valid & ~self.o.valid):
+        with m.If(draining & ~out_some & ~chosen_valid & ~spare_valid & ~self.o.valid):
             m.d.sync += state.eq(ToeplitzState.IDLE)
         m.d.comb += restarts.eq(
             (state == ToeplitzState.IDLE)
@@ -951,6 +959,8 @@ class Toeplitz(wiring.Component):
                 chosen_valid.eq(0),
                 self.o.valid.eq(0),
                 self.o.payload.eq(0),
+                spare.eq(0),
+                spare_valid.eq(0),
                 seed_some.eq(0),
             ]
             # A hash started since then is not what is to be stopped.
