@@ -270,13 +270,39 @@ class Toeplitz(wiring.Component):
         # An error acts two clocks later, so that finding it and stopping are short paths.
         state = self.state
         load = Signal(_Load)
-        raised, raised_before = Signal(16), Signal(16)
-        restarts, restarted, stops = Signal(), Signal(), Signal()
+        # One bit a state too, so that they need no decoding.
+        flags = {
+            one: Signal(name=f"is_{one.name.lower()}", init=one == ToeplitzState.WIPE)
+            for one in ToeplitzState
+        }
+        idle, draining, wiping, failed = (
+            flags[one]
+            for one in (
+                ToeplitzState.IDLE,
+                ToeplitzState.DRAIN,
+                ToeplitzState.WIPE,
+                ToeplitzState.FAILED,
+            )
+        )
+
+        def enters(following: ToeplitzState) -> list[object]:
+            return [
+                state.eq(following),
+                *(flag.eq(one == following) for one, flag in flags.items()),
+            ]
+
+        raised = Signal(16)
+        raised_before = Signal(16)
+        restarts = Signal()
+        restarted = Signal()
+        stops = Signal()
+        faulty = Signal()
         m.d.sync += [
             raised_before.eq(raised),
             self.error.eq(Mux(self.clear, 0, self.error) | raised_before),
             stops.eq(self.wipe | restarts | raised_before.any()),
             restarted.eq(~self.wipe & ~raised_before.any()),
+            faulty.eq((faulty & ~self.clear) | raised_before.any()),
         ]
 
         def raise_error(error: ToeplitzError) -> object:
@@ -285,19 +311,21 @@ class Toeplitz(wiring.Component):
         # -- sizes of the block that streams in ---------------------------------------------
         column_words = range(columns_most * group_words + 1)
         row_words = range(rows_most * group_words + 1)
-        n, rows_bits = Signal(32), Signal(32)
-        modified, continued, unfinished = Signal(), Signal(), Signal()
-        toeplitz_bits, negative = Signal(33), Signal()
-        columns, rows = Signal(column_words), Signal(row_words)
+        n = Signal(32)
+        rows_bits = Signal(32)
+        modified = Signal()
+        continued = Signal()
+        unfinished = Signal()
+        toeplitz_bits = Signal(33)
+        negative = Signal()
+        columns = Signal(column_words)
+        rows = Signal(row_words)
         seed_words = Signal(range((columns_most + rows_most) * group_words + 1))
-        seedless, seed_short = Signal(), Signal()
-        open_tile, open_rows = Signal(), Signal(32)
-        m.d.comb += self.free.eq(
-            (load == _Load.IDLE)
-            & (state != ToeplitzState.FAILED)
-            & ~self.error.any()
-            & (~stops | restarted)
-        )
+        seedless = Signal()
+        seed_short = Signal()
+        open_tile = Signal()
+        open_rows = Signal(32)
+        m.d.comb += self.free.eq((load == _Load.IDLE) & ~failed & ~faulty & (~stops | restarted))
         with m.If(self.start):
             with m.If(self.free):
                 m.d.sync += [
@@ -343,7 +371,8 @@ class Toeplitz(wiring.Component):
                 load.eq(_Load.COUNT),
             ]
         group_exponent = group_words.bit_length() - 1
-        last_column, last_row = Signal(range(columns_most)), Signal(range(rows_most))
+        last_column = Signal(range(columns_most))
+        last_row = Signal(range(rows_most))
         m.d.sync += [
             seed_words.eq(columns + rows),
             seed_short.eq(seedless | (seed_words < 4)),
@@ -353,33 +382,41 @@ class Toeplitz(wiring.Component):
         into = Signal(range(buffers))
         clean = Signal(buffers, init=-1)
         gather = Signal(width)
-        full, full_identity = Signal(), Signal()
-        chunk, chunk_first, chunk_last = Signal(range(chunks)), Signal(), Signal()
-        bank, address = Signal(range(banks)), Signal(range(max(columns_most, rows_most)))
-        full_bank, full_address = Signal.like(bank), Signal.like(address)
+        full = Signal()
+        full_identity = Signal()
+        chunk = Signal(chunks, init=1)
+        chunk_first = Signal()
+        chunk_last = Signal()
+        bank = Signal(range(banks))
+        address = Signal(range(max(columns_most, rows_most)))
+        full_bank = Signal.like(bank)
+        full_address = Signal.like(address)
         words_left = Signal(range(max(columns_most, rows_most) * group_words + 1))
-        words_some, words_end = Signal(), Signal()  # words_left != 0, == 1
+        words_some = Signal()  # words_left != 0, == 1
+        words_end = Signal()
         identity_free = Signal()
-        sweeping, sweep_pending = Signal(), Signal()
-        loading, accepts, completes = Signal(), Signal(), Signal()
+        into_clean = Signal()
+        in_identity = Signal()
+        sweeping = Signal()
+        sweep_pending = Signal()
+        loading = Signal()
+        takes = Signal()
+        accepts = Signal()
+        completes = Signal()
+        m.d.sync += into_clean.eq(clean.bit_select(into, 1) & ~wiping)
         m.d.comb += [
-            chunk_first.eq(chunk == 0),
-            chunk_last.eq(chunk == chunks - 1),
+            chunk_first.eq(chunk[0]),
+            chunk_last.eq(chunk[-1]),
             loading.eq((load == _Load.KEY) | (load == _Load.IDENTITY)),
-            accepts.eq(self.key.valid & self.key.ready & loading),
-            completes.eq(accepts & (chunk_last | words_end)),
-            self.key.ready.eq(
-                (state == ToeplitzState.FAILED)
-                | (
-                    loading
-                    & words_some
-                    & (state != ToeplitzState.WIPE)
-                    & clean.bit_select(into, 1)
-                    & (~full | ~full_identity | identity_free)
-                    & ~sweeping
-                    & ~(sweep_pending & chunk_first & (load != _Load.IDENTITY))
-                )
+            takes.eq(
+                words_some
+                & into_clean
+                & (~full_identity | identity_free)
+                & ~(sweep_pending & chunk_first & ~in_identity)
             ),
+            accepts.eq(self.key.valid & takes),
+            completes.eq(accepts & (chunk_last | words_end)),
+            self.key.ready.eq(failed | takes),
         ]
         frame_ends = Signal()
         m.d.comb += frame_ends.eq(words_end & ((load == _Load.IDENTITY) | ~modified))
@@ -388,7 +425,7 @@ class Toeplitz(wiring.Component):
         key_write_enable = Signal(banks)
         m.d.sync += key_write_enable.eq(0)
         with m.If(~full_identity | identity_free):
-            m.d.sync += full.eq(0)
+            m.d.sync += [full.eq(0), full_identity.eq(0)]
         with m.If(accepts):
             with m.If(self.framed & (self.key.payload.last != frame_ends)):
                 m.d.comb += [
@@ -396,7 +433,7 @@ class Toeplitz(wiring.Component):
                     raised[ToeplitzError.KEY_LONG].eq(frame_ends),
                 ]
             for i in range(chunks):
-                with m.If(chunk == i):
+                with m.If(chunk[i]):
                     m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(self.key.payload.word)
                 with m.Elif(chunk_first):
                     m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(0)
@@ -404,18 +441,18 @@ class Toeplitz(wiring.Component):
                 words_left.eq(words_left - 1),
                 words_some.eq(~words_end),
                 words_end.eq(words_left == 2),
-                chunk.eq(Mux(chunk_last, 0, chunk + 1)),
+                chunk.eq(chunk.rotate_left(1)),
             ]
+        m.d.sync += key_write_address.eq(Cat(address[:key_address_bits], into))
         with m.If(completes):
             m.d.sync += [
-                chunk.eq(0),
+                chunk.eq(1),
                 full.eq(1),
-                full_identity.eq(load == _Load.IDENTITY),
+                full_identity.eq(in_identity),
                 full_bank.eq(bank),
                 full_address.eq(address),
                 bank.eq(bank + 1),
-                key_write_address.eq(Cat(address[:key_address_bits], into)),
-                key_write_enable.eq((load == _Load.KEY) << bank),
+                key_write_enable.eq(~in_identity << bank),
             ]
             with m.If(bank == banks - 1):
                 m.d.sync += [bank.eq(0), address.eq(address + 1)]
@@ -429,13 +466,14 @@ class Toeplitz(wiring.Component):
                 load.eq(_Load.KEY),
                 bank.eq(0),
                 address.eq(0),
-                chunk.eq(0),
+                chunk.eq(1),
             ]
         with m.If((load == _Load.KEY) & ~words_some):
             m.d.sync += [bank.eq(0), address.eq(0)]
             with m.If(modified):
                 m.d.sync += [
                     load.eq(_Load.IDENTITY),
+                    in_identity.eq(1),
                     words_left.eq(rows),
                     words_some.eq(1),
                     words_end.eq(rows == 1),
@@ -443,31 +481,50 @@ class Toeplitz(wiring.Component):
             with m.Else():
                 m.d.sync += load.eq(_Load.DONE)
         with m.If((load == _Load.IDENTITY) & ~words_some):
-            m.d.sync += load.eq(_Load.DONE)
+            m.d.sync += [load.eq(_Load.DONE), in_identity.eq(0)]
 
         # -- what is worked on --------------------------------------------------------------
-        begins, running = Signal(), Signal()
+        begins = Signal()
+        running = Signal()
         buffer = Signal(range(buffers))
-        run_last_column, run_last_row = Signal.like(last_column), Signal.like(last_row)
-        run_rows, last_bits = Signal(row_words), Signal(6)
-        run_unfinished, run_seed_short = Signal(), Signal()  # too short a seed to tell apart
-        m.d.comb += begins.eq((state == ToeplitzState.IDLE) & (load == _Load.DONE) & ~full)
+        run_last_column = Signal.like(last_column)
+        run_last_row = Signal.like(last_row)
+        run_rows = Signal(row_words)
+        last_bits = Signal(6)
+        run_unfinished = Signal()  # too short a seed to tell apart
+        run_seed_short = Signal()
+        m.d.comb += begins.eq(idle & (load == _Load.DONE) & ~full)
 
         # -- slots: one diagonal of one product is walked, that of the next is made -----------
         # Comparisons are made a clock ahead, in registers that say what they found.
         slot, scan = self.SLOT, self._scan
         step = Signal(range(slot))
-        step_first, step_last, step_scans, step_loads = (Signal() for _ in range(4))
+        step_first = Signal()
+        step_last = Signal()
+        step_scans = Signal()
+        step_loads = Signal()
         scans = Signal()
-        part, part_following = Signal(range(len(parts))), Signal(range(len(parts)))
-        part_last, few_blocks = Signal(), Signal()
-        scan_column, scan_row = Signal.like(last_column), Signal.like(last_row)
-        scan_column_some, scan_row_more, scan_short = Signal(), Signal(), Signal()
-        column, row = Signal.like(last_column), Signal.like(last_row)
-        before_last_column, before_last_row = Signal.like(last_column), Signal.like(last_row)
-        walking, last_block = Signal(), Signal()
-        input_mask, output_mask = Signal(banks), Signal(banks)
-        moves, issues, ends, releases = (Signal() for _ in range(4))
+        part = Signal(range(len(parts)))
+        part_following = Signal(range(len(parts)))
+        part_last = Signal()
+        few_blocks = Signal()
+        scan_column = Signal.like(last_column)
+        scan_row = Signal.like(last_row)
+        scan_column_some = Signal()
+        scan_row_more = Signal()
+        scan_short = Signal()
+        column = Signal.like(last_column)
+        row = Signal.like(last_row)
+        before_last_column = Signal.like(last_column)
+        before_last_row = Signal.like(last_row)
+        walking = Signal()
+        last_block = Signal()
+        input_mask = Signal(banks)
+        output_mask = Signal(banks)
+        moves = Signal()
+        issues = Signal()
+        ends = Signal()
+        releases = Signal()
         m.d.comb += [
             moves.eq(running & ~(step_first & scans & few_blocks)),
             issues.eq(moves & walking),
@@ -511,7 +568,8 @@ class Toeplitz(wiring.Component):
                 m.d.sync += bits.eq(bits >> 1)
             with m.If(ends):
                 m.d.sync += bits.eq(following)
-        part_inputs, part_outputs = Signal(banks), Signal(banks)
+        part_inputs = Signal(banks)
+        part_outputs = Signal(banks)
         m.d.sync += [
             part_inputs.eq(Array(_bits(one[1], banks) for one in parts)[part]),
             part_outputs.eq(Array(_bits(one[2], banks) for one in parts)[part]),
@@ -536,38 +594,55 @@ class Toeplitz(wiring.Component):
                     with m.Else():
                         m.d.sync += scans.eq(0)
             with m.Else():
-                m.d.sync += [state.eq(ToeplitzState.FINISH), running.eq(0)]
+                m.d.sync += [*enters(ToeplitzState.FINISH), running.eq(0)]
 
         # -- seed in: a window of blocks by diagonals, padded with zeros --------------------
-        wiping = Signal()
-        lead_left, lead_some = Signal(range(group_words)), Signal()
-        seed_left, seed_some, seed_end = Signal.like(seed_words), Signal(), Signal()
-        tail_left, tail_some = Signal(range(group_words)), Signal()
-        ready_blocks, window_room = Signal(range(window_depth + 1)), Signal()
+        lead_left = Signal(range(group_words))
+        lead_some = Signal()
+        seed_left = Signal.like(seed_words)
+        seed_some = Signal()
+        seed_end = Signal()
+        tail_left = Signal(range(group_words))
+        tail_some = Signal()
+        ready_blocks = Signal(range(window_depth + 1))
+        window_room = Signal()
+        held_blocks = Signal(range(window_depth + 1))
+        released = Signal()
         window_head = Signal(range(window_depth))
-        seed_chunk, seed_chunk_last = Signal(range(chunks)), Signal()
-        seed_real, seed_moves, block_made = (Signal() for _ in range(3))
+        seed_chunk = Signal(range(chunks))
+        seed_chunk_last = Signal()
+        seed_real = Signal()
+        seed_moves = Signal()
+        block_made = Signal()
         m.d.comb += [
             seed_chunk_last.eq(seed_chunk == chunks - 1),
             seed_real.eq(~lead_some & seed_some),
-            self.seed.ready.eq(
-                (state == ToeplitzState.FAILED) | (running & window_room & seed_real)
-            ),
+            self.seed.ready.eq(failed | (running & window_room & seed_real)),
             seed_moves.eq(
                 running & window_room & Mux(seed_real, self.seed.valid, lead_some | tail_some)
             ),
             block_made.eq(seed_moves & seed_chunk_last),
         ]
-        window_address, window_data = Signal(range(window_depth)), Signal(WORD)
+        window_address = Signal(range(window_depth))
+        window_data = Signal(WORD)
         window_enable = Signal(chunks)
         m.d.sync += [
             window_address.eq(window_head),
             window_data.eq(self.seed.payload.word & seed_real.replicate(WORD)),
             window_enable.eq(seed_moves << seed_chunk),
         ]
-        fingerprint, former_fingerprint = Signal(WORD), Signal(WORD)
-        former_valid, same_seed = Signal(), Signal()
-        m.d.sync += same_seed.eq(former_valid & (former_fingerprint == fingerprint))
+        fingerprint = Signal(WORD)
+        former_fingerprint = Signal(WORD)
+        former_valid = Signal()
+        same_seed = Signal()
+        same = Signal(WORD // 8)
+        m.d.sync += [
+            *(
+                same[i].eq(fingerprint.word_select(i, 8) == former_fingerprint.word_select(i, 8))
+                for i in range(WORD // 8)
+            ),
+            same_seed.eq(former_valid & same.all()),
+        ]
         with m.If(seed_moves):
             m.d.sync += seed_chunk.eq(Mux(seed_chunk_last, 0, seed_chunk + 1))
             with m.If(lead_some):
@@ -592,20 +667,22 @@ class Toeplitz(wiring.Component):
         with m.If(block_made):
             m.d.sync += window_head.eq(window_head + 1)
         # A block counts as made a clock after room for it is taken: only then it can be read.
-        left_blocks, next_blocks = Signal.like(ready_blocks), Signal.like(ready_blocks)
-        m.d.comb += [
-            left_blocks.eq(ready_blocks - Mux(releases, banks, 0)),
-            next_blocks.eq(left_blocks + block_made),
-        ]
         m.d.sync += [
-            ready_blocks.eq(next_blocks),
-            window_room.eq(next_blocks != window_depth),
-            few_blocks.eq(left_blocks < 2 * banks),
+            ready_blocks.eq(ready_blocks - Mux(releases, banks, 0) + block_made),
+            few_blocks.eq(Mux(releases, ready_blocks < 3 * banks, ready_blocks < 2 * banks)),
+            # Room is counted a clock after a block has been read for the last time.
+            released.eq(releases),
+            held_blocks.eq(held_blocks - Mux(released, banks, 0) + block_made),
+            window_room.eq(
+                released | (window_room & ~(block_made & (held_blocks == window_depth - 1)))
+            ),
         ]
 
         # The Toeplitz block: sums of blocks of the window, read one after the other.
-        window_base, window_next = Signal(range(window_depth)), Signal(range(window_depth))
-        scan_address, scan_next = Signal(range(window_depth)), Signal(range(window_depth))
+        window_base = Signal(range(window_depth))
+        window_next = Signal(range(window_depth))
+        scan_address = Signal(range(window_depth))
+        scan_next = Signal(range(window_depth))
         m.d.sync += window_next.eq(window_base + banks)
         with m.If(ends):
             m.d.comb += scan_next.eq(Mux(scans & part_last, window_next, window_base))
@@ -623,7 +700,9 @@ class Toeplitz(wiring.Component):
                 window_write[i].en.eq(window_enable[i]),
                 window_read[i].addr.eq(read_at[i]),
             ]
-        seed_block, t_lower, t_upper = Signal(width), Signal(width), Signal(width)
+        seed_block = Signal(width)
+        t_lower = Signal(width)
+        t_upper = Signal(width)
         m.d.sync += seed_block.eq(Cat(port.data for port in window_read))
         adding = over_block("adding", (moves & step_scans) | wiping)
         keeps = over_block("keeps", ~step_first & ~wiping)
@@ -665,19 +744,25 @@ class Toeplitz(wiring.Component):
             on_way.append(Signal(len(on_way[0]), name=f"on_way_{i}"))
             m.d.sync += on_way[-1].eq(on_way[-2])
         row_bits = len(row)
-        sum_next, read_next = Signal(range(rows_most)), Signal(range(rows_most))
-        sum_enable, enable_next, addend = Signal(banks), Signal(banks), Signal(width)
+        sum_next = Signal(range(rows_most))
+        read_next = Signal(range(rows_most))
+        sum_enable = Signal(banks)
+        enable_next = Signal(banks)
+        addend = Signal(width)
         keep_next = Signal()
-        drain_row, draining = Signal(range(rows_most)), Signal()
-        clear_row, clears, clears_next = Signal(range(rows_most)), Signal(), Signal()
+        drain_row = Signal(range(rows_most))
+        clear_row = Signal(range(rows_most))
+        clears = Signal()
+        clears_next = Signal()
         takes_gather = Signal()
+        takes_identity = Signal()
         m.d.comb += [
             keep_next.eq(1),
-            draining.eq(state == ToeplitzState.DRAIN),
             read_next.eq(Mux(draining, drain_row, on_way[latency + 2][:row_bits])),
             sum_next.eq(on_way[latency + 4][:row_bits]),
             enable_next.eq(on_way[latency + 4][row_bits:]),
-            takes_gather.eq((state != ToeplitzState.RUN) & (state != ToeplitzState.FINISH)),
+            takes_gather.eq(idle | draining),
+            takes_identity.eq(full_identity & identity_free),
         ]
         m.d.sync += [
             clears.eq(clears_next),
@@ -702,15 +787,26 @@ class Toeplitz(wiring.Component):
             sum_words.append(sum_word)
 
         # The identity's part of the key: first content of the sums, behind the output.
-        drained, behind = Signal(range(rows_most + 1)), Signal()
-        m.d.sync += behind.eq(Mux(completes, address, full_address) < drained)
-        m.d.comb += identity_free.eq(
-            ~clears & ((state == ToeplitzState.IDLE) | (draining & behind))
-        )
+        drained = Signal(range(rows_most + 1))
+        address_drained = Signal()
+        address_moved = Signal()
+        may_take = Signal()
+        m.d.sync += [
+            address_drained.eq(address < drained),
+            address_moved.eq(completes),
+            may_take.eq(
+                idle
+                | (
+                    draining
+                    & Mux(completes, address_drained & ~address_moved, full_address < drained)
+                )
+            ),
+        ]
+        m.d.comb += identity_free.eq(~clears & may_take)
         with m.If(clears):
             m.d.comb += [keep_next.eq(0), sum_next.eq(clear_row), enable_next.eq(-1)]
             m.d.sync += drained.eq(drained + 1)
-        with m.Elif(full & full_identity & identity_free):
+        with m.Elif(takes_identity):
             m.d.comb += [
                 keep_next.eq(0),
                 sum_next.eq(full_address),
@@ -718,15 +814,22 @@ class Toeplitz(wiring.Component):
             ]
 
         # -- output: words of a group of blocks, then the next group is fetched ---------------
-        fetch, fetched = Signal(2), Signal()
-        out_word, out_word_last = Signal(range(group_words)), Signal()
-        out_left, out_some, out_end = Signal(row_words), Signal(), Signal()
+        fetch = Signal(2)
+        fetched = Signal()
+        out_word = Signal(range(group_words))
+        out_word_last = Signal()
+        out_left = Signal(row_words)
+        out_some = Signal()
+        out_end = Signal()
         chosen = [Signal(WORD, name=f"chosen_{i}") for i in range(banks)]
         chosen_bank = Signal(range(banks))
-        chosen_valid, chosen_last = Signal(), Signal()
+        chosen_valid = Signal()
+        chosen_last = Signal()
         # A word more than the output holds, so that its `ready` ends at few registers.
-        spare, spare_valid = Signal.like(self.o.payload), Signal()
-        spare_next, takes_word = Signal(), Signal()
+        spare = Signal.like(self.o.payload)
+        spare_valid = Signal()
+        spare_next = Signal()
+        takes_word = Signal()
         selected = Signal.like(self.o.payload)
         last_mask = Signal(WORD)
         chunk_bits = (chunks - 1).bit_length()
@@ -740,7 +843,11 @@ class Toeplitz(wiring.Component):
             selected.last.eq(chosen_last),
             clears_next.eq(takes_word & (out_word_last | out_end)),
         ]
-        m.d.sync += last_mask.eq(Mux(last_bits.any(), (1 << last_bits) - 1, (1 << WORD) - 1))
+        last_bit = Signal(6)
+        m.d.sync += [
+            last_bit.eq(last_bits - 1),
+            last_mask.eq(Cat(last_bit >= i for i in range(WORD))),
+        ]
         m.d.sync += spare_valid.eq(spare_next)
         with m.If(~self.o.valid | self.o.ready):
             m.d.sync += [
@@ -770,30 +877,40 @@ class Toeplitz(wiring.Component):
 
         # -- the key's memory: written, and overwritten once used ---------------------------
         sweep = Signal(range(max(columns_most * buffers, rows_most, window_depth)))
-        sweep_buffer, sweep_last = Signal(range(buffers)), Signal.like(last_column)
+        sweep_buffer = Signal(range(buffers))
+        sweep_last = Signal.like(last_column)
         for i, port in enumerate(key_write):
             m.d.comb += [
                 port.addr.eq(key_write_address),
                 port.data.eq(gather),
                 port.en.eq(key_write_enable[i]),
             ]
-        with m.If(sweep_pending & ~full & chunk_first & (load != _Load.IDENTITY)):
-            m.d.sync += [sweep_pending.eq(0), sweeping.eq(1), gather.eq(0), sweep.eq(0)]
+        # It stays pending until done, which keeps the key from coming in.
+        sweep_ends = Signal()
+        m.d.sync += sweep_ends.eq(sweeping & (sweep == sweep_last))
+        with m.If(sweep_pending & ~sweeping & ~full & chunk_first & ~in_identity):
+            m.d.sync += [sweeping.eq(1), gather.eq(0), sweep.eq(0)]
         with m.If(sweeping):
             m.d.sync += [
                 sweep.eq(sweep + 1),
                 key_write_address.eq(Cat(sweep[:key_address_bits], sweep_buffer)),
                 key_write_enable.eq(-1),
             ]
-            with m.If(sweep == sweep_last):
-                m.d.sync += [sweeping.eq(0), clean.bit_select(sweep_buffer, 1).eq(1), sweep.eq(0)]
+            with m.If(sweep_ends):
+                m.d.sync += [
+                    sweeping.eq(0),
+                    sweep_pending.eq(0),
+                    sweep_ends.eq(0),
+                    clean.bit_select(sweep_buffer, 1).eq(1),
+                    sweep.eq(0),
+                ]
 
         # -- states -------------------------------------------------------------------------
         dirty = Signal()
         finish = Signal(range(max(latency + 8, 16)))
         with m.If(begins):
             m.d.sync += [
-                state.eq(ToeplitzState.RUN),
+                *enters(ToeplitzState.RUN),
                 running.eq(1),
                 load.eq(_Load.IDLE),
                 buffer.eq(into),
@@ -824,6 +941,8 @@ class Toeplitz(wiring.Component):
                 window_base.eq(0),
                 window_head.eq(0),
                 ready_blocks.eq(0),
+                held_blocks.eq(0),
+                released.eq(0),
                 window_room.eq(1),
                 few_blocks.eq(1),
                 seed_chunk.eq(0),
@@ -850,23 +969,18 @@ class Toeplitz(wiring.Component):
                     out_end.eq(run_rows == 1),
                 ]
                 with m.If(run_unfinished):
-                    m.d.sync += state.eq(ToeplitzState.IDLE)
+                    m.d.sync += enters(ToeplitzState.IDLE)
                 with m.Else():
-                    m.d.sync += state.eq(ToeplitzState.DRAIN)
+                    m.d.sync += enters(ToeplitzState.DRAIN)
                     with m.If(~run_seed_short):
                         m.d.sync += [former_fingerprint.eq(fingerprint), former_valid.eq(1)]
                         # Long before the first word of output is there.
                         with m.If(same_seed):
                             m.d.comb += raise_error(ToeplitzError.SEED_REUSED)
         with m.If(draining & ~out_some & ~chosen_valid & ~spare_valid & ~self.o.valid):
-            m.d.sync += state.eq(ToeplitzState.IDLE)
+            m.d.sync += enters(ToeplitzState.IDLE)
         m.d.comb += restarts.eq(
-            (state == ToeplitzState.IDLE)
-            & (load == _Load.IDLE)
-            & ~self.start
-            & dirty
-            & ~open_tile
-            & ~stops
+            idle & (load == _Load.IDLE) & ~self.start & dirty & ~open_tile & ~stops
         )
 
         # -- waiting for words that do not come ---------------------------------------------
@@ -876,10 +990,11 @@ class Toeplitz(wiring.Component):
             (self.key, ToeplitzError.KEY_MISSING),
             (self.seed, ToeplitzError.SEED_MISSING),
         ):
-            waits, waited = Signal(name=f"waits_{error}"), Signal(32, name=f"waited_{error}")
+            waits = Signal(name=f"waits_{error}")
+            waited = Signal(32, name=f"waited_{error}")
             enough = Signal(name=f"waited_enough_{error}")
             m.d.sync += [
-                waits.eq(port.ready & ~port.valid & (state != ToeplitzState.FAILED)),
+                waits.eq(port.ready & ~port.valid & ~failed),
                 waited.eq(Mux(waits, waited + 1, 0)),
                 enough.eq(waits & (waited == self.patience)),
             ]
@@ -891,8 +1006,13 @@ class Toeplitz(wiring.Component):
         swap_at = product.loading + 8
         sweep_end = max(columns_most * buffers, rows_most, window_depth) - 1
         flushing = Signal()
+        sweep_over = Signal()
+        flush_over = Signal()
+        m.d.sync += [
+            sweep_over.eq(wiping & (sweep == sweep_end)),
+            flush_over.eq(flush == flushed - 1),
+        ]
         m.d.comb += [
-            wiping.eq(state == ToeplitzState.WIPE),
             product.swap.eq(swaps[3] | (wiping & (flush == swap_at))),
         ]
         with m.If(wiping):
@@ -917,32 +1037,40 @@ class Toeplitz(wiring.Component):
                 m.d.sync += flush.eq(1)
             with m.Elif(flush == 1):
                 m.d.sync += sweep.eq(sweep + 1)
-                with m.If(sweep == sweep_end):
-                    m.d.sync += [flush.eq(2), sweep.eq(0)]
+                with m.If(sweep_over):
+                    m.d.sync += [flush.eq(2), sweep.eq(0), sweep_over.eq(0)]
             with m.Else():
                 m.d.comb += flushing.eq(1)
                 m.d.sync += flush.eq(flush + 1)
-                with m.If(flush == flushed):
+                with m.If(flush_over):
                     m.d.sync += [
                         flush.eq(0),
-                        state.eq(Mux(self.error.any(), ToeplitzState.FAILED, ToeplitzState.IDLE)),
+                        flush_over.eq(0),
+                        *enters(ToeplitzState.IDLE),
                         self.wiped.eq((load == _Load.IDLE) & ~self.start),
                     ]
-        with m.If(self.clear & (state == ToeplitzState.FAILED)):
-            m.d.sync += state.eq(ToeplitzState.IDLE)
+                    with m.If(faulty):
+                        m.d.sync += enters(ToeplitzState.FAILED)
+        with m.If(self.clear & failed):
+            m.d.sync += enters(ToeplitzState.IDLE)
         with m.If(self.wipe):
             m.d.sync += self.wiped.eq(0)
         with m.If(stops):
             m.d.sync += [
-                state.eq(ToeplitzState.WIPE),
+                *enters(ToeplitzState.WIPE),
                 running.eq(0),
                 self.wiped.eq(0),
                 flush.eq(0),
+                flush_over.eq(0),
                 sweep.eq(0),
+                sweep_over.eq(0),
+                sweep_ends.eq(0),
                 dirty.eq(0),
                 full.eq(0),
-                chunk.eq(0),
+                full_identity.eq(0),
+                chunk.eq(1),
                 words_some.eq(0),
+                in_identity.eq(0),
                 sweeping.eq(0),
                 sweep_pending.eq(0),
                 clean.eq(-1),
@@ -967,9 +1095,7 @@ class Toeplitz(wiring.Component):
             with m.If(~restarted):
                 m.d.sync += load.eq(_Load.IDLE)
         m.d.comb += [
-            self.busy.eq(
-                (state != ToeplitzState.IDLE) | (load != _Load.IDLE) | dirty | stops | self.o.valid
-            ),
+            self.busy.eq(~idle | (load != _Load.IDLE) | dirty | stops | self.o.valid),
             self.working.eq(
                 wiping
                 | moves
