@@ -108,6 +108,7 @@ class SmallestProduct(wiring.Component):
 
     def __init__(self, width: int):
         self._width = width
+        self.loads = 1
         super().__init__(
             {
                 "t": In(2 * width - 1),
@@ -146,10 +147,12 @@ class _Split(wiring.Component):
         self._width, self._smallest = width, smallest
         self._step = min(2, _exponent(width, smallest))
         self.leaves = 3 ** _exponent(width, smallest)
+        # Registers of its own for each part that is split again, to load it.
+        self.loads = 3**self._step if self.leaves > 3**self._step else 1
         super().__init__(
             {
                 "t": In(self.leaves * (2 * smallest - 1)),
-                "load": In(1),
+                "load": In(self.loads),
                 "swap": In(1),
                 "x": In(width),
                 "y": Out(width),
@@ -171,7 +174,7 @@ class _Split(wiring.Component):
             m.d.comb += [
                 product.x.eq(vector),
                 product.t.eq(self.t[i * share : (i + 1) * share]),
-                product.load.eq(self.load),
+                product.load.eq(self.load[i % self.loads].replicate(len(product.load))),
                 product.swap.eq(copy.o),
             ]
             products.append(product.y)
@@ -277,7 +280,8 @@ class ToeplitzProduct(wiring.Component):
 
         # Parts are taken one after the other: which, as one bit each, level by level.
         parts = Signal(count)
-        m.d.sync += parts.eq(Cat(self.load, parts)[:count])
+        before = Cat(self.load, parts)[:count]
+        m.d.sync += parts.eq(before)
         former, chosen = self.t, parts
         for level in range(step):
             choices = diagonal_parts(former, 1)
@@ -299,12 +303,12 @@ class ToeplitzProduct(wiring.Component):
             )
             following = Signal(count, name=f"chosen_{level}")
             m.d.sync += following.eq(chosen)
-            former, chosen = diagonals, following
+            before, former, chosen = chosen, diagonals, following
         m.d.comb += sums.t.eq(former)
         for i in range(sums.latency):
             following = Signal(count, name=f"summed_{i}")
             m.d.sync += following.eq(chosen)
-            chosen = following
+            before, chosen = chosen, following
 
         m.submodules.register_copy = copy = RegisterCopy()
         m.d.comb += copy.i.eq(self.swap)
@@ -319,9 +323,11 @@ class ToeplitzProduct(wiring.Component):
             m.d.comb += [
                 product.x.eq(vector),
                 product.t.eq(sums.o),
-                product.load.eq(chosen[i]),
                 product.swap.eq(copy.o if step else self.swap),
             ]
+            for j in range(product.loads):
+                m.submodules[f"load_{i}_register_copy_{j}"] = one = RegisterCopy()
+                m.d.comb += [one.i.eq(before[i]), product.load[j].eq(one.o)]
             products.append(product.y)
         if step:
             m.d.sync += self.y.eq(joined(products, step))
