@@ -28,9 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from keyrail.cache import cache_directory
 from keyrail.errors import KeyrailError, MissingExtra, SettingError
 from keyrail_sim.verilate import without_zero_memories
-from keyrail_sim.verilated import cache_directory
 
 __all__ = [
     "DEVICES",

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyrail.board import Board, BoardError
+from keyrail.cache import cache_directory
 from keyrail.contract import CONTRACT_HASH, Direction, Role, Stream, streams
 from keyrail.errors import KeyrailError, MissingExtra
 from keyrail_sim.verilate import verilator_environment, without_zero_memories
@@ -29,14 +30,6 @@ FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "0", "--noassert", "-Wno-fa
 COMPILER_FLAGS = "-O2 -fPIC -std=c++17"
 RUN_LIMIT = 2_000_000_000
 """Clocks after which a board that does not come to rest is given up."""
-
-
-def cache_directory() -> Path:
-    """Where built stations are kept: ``KEYRAIL_CACHE``, else keyrail/ in the user's cache."""
-    chosen = os.environ.get("KEYRAIL_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keyrail"
 
 
 def _template() -> str:

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
+from keyrail.distil import toeplitz_product as product
+from keyrail.distil.toeplitz import Geometry, implementation, seed_bits, toeplitz_hash
+
+METHODS = ("product", "transform")
 
 
 def reference(key, seed, m, family):
@@ -30,30 +33,108 @@ def draw(rng, n, m, family):
     return key, rng.integers(0, 2, seed_bits(n, m, family)).astype(np.uint8)
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def method(request):
+    """Both ways to hash; the one that this machine lacks is skipped."""
+    chosen, why = implementation()
+    if request.param == "product" != chosen:
+        pytest.skip(f"no compiled product on this machine: {why}")
+    return request.param
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data(), st.sampled_from(["modified", "plain"]), st.integers(0, 2**32 - 1))
-def test_any_size_equals_the_reference(data, family, seed):
+def test_any_size_equals_the_reference(method, data, family, seed):
     n = data.draw(st.integers(1, 700))
     m = data.draw(st.integers(1, n))
     key, drawn = draw(np.random.default_rng(seed), n, m, family)
-    assert np.array_equal(toeplitz_hash(key, drawn, m, family), reference(key, drawn, m, family))
+    hashed = toeplitz_hash(key, drawn, m, family, method=method)
+    assert np.array_equal(hashed, reference(key, drawn, m, family))
 
 
 @pytest.mark.parametrize("family", ["modified", "plain"])
 @pytest.mark.parametrize(
     ("n", "m"), [(1, 1), (64, 64), (128, 64), (129, 65), (4096, 1), (65_537, 12_345)]
 )
-def test_edges_equal_the_reference(n, m, family):
+def test_edges_equal_the_reference(method, n, m, family):
     key, seed = draw(np.random.default_rng(n * m), n, m, family)
-    assert np.array_equal(toeplitz_hash(key, seed, m, family), reference(key, seed, m, family))
+    hashed = toeplitz_hash(key, seed, m, family, method=method)
+    assert np.array_equal(hashed, reference(key, seed, m, family))
 
 
-def test_all_ones_are_exact():
+def test_all_ones_are_exact(method):
     """The largest sums: every product is 1, and parities alternate with the length."""
     for n in (1 << 16, (1 << 20) + 1):
         ones = np.ones(seed_bits(n, 1000, "plain"), np.uint8)
         expected = np.full(1000, n & 1, np.uint8)
-        assert np.array_equal(toeplitz_hash(np.ones(n), ones, 1000, "plain"), expected)
+        hashed = toeplitz_hash(np.ones(n), ones, 1000, "plain", method=method)
+        assert np.array_equal(hashed, expected)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 400), (400, 1), (80, 81), (97, 300)])
+def test_squares_of_every_cover_equal_the_transform(rows, columns):
+    """Shapes that are covered by squares of many sizes, from words full of ones to random ones."""
+    if implementation()[0] != "product":
+        pytest.skip(f"no compiled product on this machine: {implementation()[1]}")
+    rng = np.random.default_rng(rows)
+    for m in (64 * rows - 63, 64 * rows):
+        n = 64 * columns
+        if m <= n:
+            key, seed = draw(rng, n, m, "plain")
+            by = [toeplitz_hash(key, seed, m, "plain", method=one) for one in METHODS]
+            assert np.array_equal(*by)
+
+
+def test_the_product_refuses_words_that_do_not_fit():
+    words = np.zeros(10, np.uint64)
+    for seed, key, rows in ((words, words[:4], 5), (words, words[:0], 10), (words, words, 0)):
+        with pytest.raises(ValueError, match="words of seed for"):
+            product.toeplitz_product(seed, key, rows)
+
+
+@pytest.fixture
+def unloaded(monkeypatch, tmp_path):
+    """An empty cache, and nothing loaded yet; as before at the end."""
+    monkeypatch.setenv("KEYRAIL_CACHE", str(tmp_path / "cache"))
+    product._loaded.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    product._loaded.cache_clear()
+
+
+def test_without_a_compiler_the_transform_serves(unloaded, monkeypatch):
+    monkeypatch.setenv("PATH", str(unloaded))
+    monkeypatch.delenv("CXX", raising=False)
+    assert implementation() == ("transform", "no C++ compiler: install the system package g++")
+    key, seed = draw(np.random.default_rng(1), 500, 100, "modified")
+    hashed = toeplitz_hash(key, seed, 100)
+    assert np.array_equal(hashed, reference(key, seed, 100, "modified"))
+    with pytest.raises(product.ProductUnavailable, match="no C"):
+        toeplitz_hash(key, seed, 100, method="product")
+
+
+def test_a_compiler_that_fails_is_quoted(unloaded, monkeypatch):
+    compiler = unloaded / "failing"
+    compiler.write_text(
+        "#!/bin/sh\necho 'x.cpp:1: error: no carry-less multiplication' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    chosen, why = implementation()
+    assert chosen == "transform"
+    assert "no carry-less multiplication" in why
+
+
+def test_a_library_that_others_may_write_is_not_loaded(unloaded):
+    chosen, why = implementation()
+    if chosen != "product":
+        pytest.skip(f"no compiled product on this machine: {why}")
+    (library,) = (unloaded / "cache").glob("toeplitz-product-*.so")
+    library.chmod(0o722)
+    product._loaded.cache_clear()
+    chosen, why = implementation()
+    assert chosen == "transform"
+    assert "others may write it" in why
 
 
 @pytest.mark.parametrize("family", ["modified", "plain"])

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
+from .toeplitz_product import ProductUnavailable, arithmetic, toeplitz_product
+
 Family = Literal["modified", "plain"]
 Bits = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
@@ -26,7 +28,9 @@ Words = npt.NDArray[np.uint64]
 WORD = 64
 """Bits of a word of the engine."""
 LARGEST_INPUT = 1 << 27
-"""Largest input; one transform of it is proven exact, and takes some 10 GiB."""
+"""Largest input; a transform of it is proven exact, and takes some 10 GiB."""
+Method = Literal["product", "transform"]
+"""How the host hashes: see `toeplitz_hash`."""
 
 
 def _check(n: int, m: int, family: str) -> None:
@@ -63,9 +67,9 @@ def _as_bits(name: str, bits: npt.ArrayLike, length: int) -> Bits:
     array = np.asarray(bits)
     if array.shape != (length,):
         raise ValueError(f"{name}: shape {array.shape}, needed are {length} bits")
-    if not ((array == 0) | (array == 1)).all():
+    if not (array.max(initial=0) <= 1 if array.dtype == np.uint8 else np.isin(array, (0, 1)).all()):
         raise ValueError(f"{name}: values other than 0 and 1")
-    return array.astype(np.uint8)
+    return array.astype(np.uint8, copy=False)
 
 
 def _diagonals(seed: Bits, n_toeplitz: int, m: int) -> Bits:
@@ -93,15 +97,30 @@ def error_bound(levels: int, ones_x: int, ones_t: int) -> float:
     return math.sqrt(ones_x) * math.sqrt(ones_t) * math.expm1(roundings)
 
 
+def implementation() -> tuple[Method, str]:
+    """How `toeplitz_hash` works on this machine unless told, and the instruction or reason."""
+    try:
+        return "product", arithmetic()
+    except ProductUnavailable as error:
+        return "transform", str(error)
+
+
 def toeplitz_hash(
-    key: npt.ArrayLike, seed: npt.ArrayLike, output_bits: int, family: Family = "modified"
+    key: npt.ArrayLike,
+    seed: npt.ArrayLike,
+    output_bits: int,
+    family: Family = "modified",
+    *,
+    method: Method | None = None,
 ) -> Bits:
     """Hash a key.
 
-    The product is a convolution, computed by real transforms of length 2^k in double precision.
-    It is exact: its sums are integers, and `error_bound` is below 2 x 10^-5 for the largest input,
-    all ones, where one quarter would do to round them rightly. Both the bound and the distance
-    from integers are checked on every call. Memory is linear in n + m, time n log n.
+    By ``product``, the matrix is multiplied on the processor's carry-less multiplier, split in
+    three again and again (`keyrail.distil.toeplitz_product`). By ``transform``, for machines
+    without a C++ compiler or such a multiplier, it is a convolution, by real transforms of length
+    2^k in double precision. That is exact too: its sums are integers, and `error_bound` is below
+    2 x 10^-5 for the largest input, all ones, where one quarter would do to round them rightly;
+    bound and distance from integers are checked on every call. Memory is linear in n + m.
 
     Parameters
     ----------
@@ -113,6 +132,8 @@ def toeplitz_hash(
         m.
     family
         ``modified`` or ``plain``.
+    method
+        ``product`` or ``transform``; the better one of this machine if not given.
 
     Returns
     -------
@@ -123,29 +144,42 @@ def toeplitz_hash(
     ------
     ValueError
         If a length is out of range or does not fit, or a value is no bit.
+    ProductUnavailable
+        If ``product`` is asked for where there is none.
     ArithmeticError
         If rounding was not safe, which the bound rules out.
     """
     n, m = len(np.asarray(key)), output_bits
     x = _as_bits("key", key, n)
     t = _as_bits("seed", seed, seed_bits(n, m, family))
-    identity = x[n - m :] if family == "modified" else np.zeros(m, np.uint8)
     columns = n - m if family == "modified" else n
     if columns == 0:
-        return identity.copy()
-    values = _diagonals(t, columns, m)
+        return x.copy()
+    if (method or implementation()[0]) == "product":
+        geometry = Geometry(n, m, family)
+        words = geometry.pack_key(x)
+        hashed = toeplitz_product(geometry.pack_seed(t), words[: geometry.columns], geometry.rows)
+        if family == "modified":
+            hashed ^= words[geometry.columns :]
+        return geometry.unpack_output(hashed)
+    convolved = _convolve(x[:columns], _diagonals(t, columns, m), m)
+    return convolved ^ x[columns:] if family == "modified" else convolved
+
+
+def _convolve(x: Bits, values: Bits, m: int) -> Bits:
+    """Product of the Toeplitz matrix with these values by diagonal, by transforms."""
+    columns = len(x)
     # Of the cyclic convolution only sums that do not wrap are used. The bound is for powers of two.
     levels = (columns + m - 2).bit_length()
-    spectrum = scipy.fft.rfft(x[:columns].astype(np.float64), 1 << levels)
+    spectrum = scipy.fft.rfft(x.astype(np.float64), 1 << levels)
     spectrum *= scipy.fft.rfft(values.astype(np.float64), 1 << levels)
     sums: npt.NDArray[np.float64] = scipy.fft.irfft(spectrum, 1 << levels)
     sums = sums[columns - 1 : columns - 1 + m]
     rounded = np.rint(sums)
-    bound = error_bound(levels, int(x[:columns].sum()), int(values.sum()))
+    bound = error_bound(levels, int(x.sum()), int(values.sum()))
     if bound >= 0.25 or float(np.abs(sums - rounded).max()) >= 0.25:
         raise ArithmeticError("transform lost precision; this machine's arithmetic is at fault")
-    hashed: Bits = (rounded.astype(np.int64) & 1).astype(np.uint8) ^ identity
-    return hashed
+    return (rounded.astype(np.int64) & 1).astype(np.uint8)
 
 
 def _pack(bits: Bits, words: int) -> Words:
