@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size lint format types contract pnr-toeplitz lock bench clean
+.PHONY: help env tools demo test test-full-size lint format types contract figure-toeplitz_host pnr-toeplitz lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ TESTS ?= tests
 JOBS ?= 1
 
 help: ## List the commands.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  make \1\t/' | expand -t 20
 
 tools:
 	@missing=0; \
@@ -65,6 +65,11 @@ contract: env ## Write the views of the contract: C header and register chapter.
 figure-%: env ## Measure and write docs/figures/NAME.json (simulation).
 	$(RUN)python -m keyrail_sim.figures $* > docs/figures/$*.json.new
 	mv docs/figures/$*.json.new docs/figures/$*.json
+
+figure-toeplitz_host: env ## Time the Toeplitz hash of the control PC, write docs/figures/toeplitz_host.json.
+	$(RUN)python -m keyrail_sim.figures toeplitz_host > docs/figures/toeplitz_host.json.new
+	mv docs/figures/toeplitz_host.json.new docs/figures/toeplitz_host.json
+	$(RUN)python -m keyrail_sim.figures table docs/figures/toeplitz_host.json > docs/figures/toeplitz_host.md
 
 pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toeplitz.json.
 	$(RUN)python -m keyrail_boards.toeplitz --jobs $(JOBS) docs/figures/toeplitz.json

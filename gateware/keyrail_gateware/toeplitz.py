@@ -195,7 +195,7 @@ class Toeplitz(wiring.Component):
             }
         )
 
-    def clocks(self, n: int, m: int, family: str = "modified") -> int:
+    def clocks(self, n: int, m: int, family: str = "modified", *, unfinished: bool = False) -> int:
         """Clocks from a block's first word to the next one's, with `ahead` and without waiting.
 
         The sum of
@@ -207,6 +207,8 @@ class Toeplitz(wiring.Component):
         - latency of the product + 15 until the last sum is there;
         - the words of output, and 3 between groups of them;
         - modified family: what is left of the next key's identity part when the output is taken.
+
+        An ``unfinished`` tile has no output: 6 clocks less, and without the last two.
         """
         chunks, banks = self._width // WORD, 1 << self._splits
         group = self._width * banks
@@ -219,7 +221,7 @@ class Toeplitz(wiring.Component):
         begin = 2 * banks * chunks + self.SLOT
         last = words - (rows - 1) * banks * chunks
         identity = last - min(last, chunks) if family == "modified" else 0
-        output = words + 3 * (rows - 1) + identity
+        output = -6 if unfinished else words + 3 * (rows - 1) + identity
         return walk + begin + self._product.latency + 15 + output
 
     def elaborate(self, platform: object) -> Module:

