@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from keyrail import messages, tag_path
 from keyrail.board import Board, BoardError
+from keyrail.board_hash import engine_sizes, hash_on_board
 from keyrail.contract import (
     ANNOUNCEMENT,
     BASIS,
@@ -23,15 +24,11 @@ from keyrail.contract import (
     STATE_BITS,
     STATE_WORD,
     STATES_PER_WORD,
-    TOEPLITZ_WORD,
     BlockCommand,
     BlockState,
     Mode,
-    ToeplitzCommand,
-    ToeplitzError,
-    ToeplitzFamily,
 )
-from keyrail.distil.toeplitz import Geometry, toeplitz_hash
+from keyrail.distil.toeplitz import toeplitz_hash
 from keyrail.layouts import Structured, pack, unpack, zeros
 from keyrail.link import LinkEnd
 from keyrail.messages import ProtocolError
@@ -134,8 +131,8 @@ class Station:
     def hash_block(self, key: Bits, seed: Bits, output_bits: int) -> Bits:
         """Privacy amplification: one hash of the whole key with one fresh seed.
 
-        On the board where the block fits its engine, else by the host's twin; `hash_on` says
-        which. A block is never split over several hashes.
+        On the board where the block fits its engine, else on the host, which is faster than tiles
+        on the board; `hash_on` says which. A block is never split over several hashes.
 
         Parameters
         ----------
@@ -154,38 +151,12 @@ class Station:
         BoardError
             If the engine refuses or does not answer.
         """
-        board = self.board
-        sizes = board.read_fields("configuration")
-        fits = (
-            len(key) <= 1 << sizes["toeplitz_input_log2"]
-            and output_bits <= 1 << sizes["toeplitz_output_log2"]
-        )
-        if not fits:
+        largest_input, largest_output = engine_sizes(self.board)
+        if len(key) > largest_input or output_bits > largest_output:
             self.hash_on = "host"
-            return toeplitz_hash(key, seed, output_bits, "modified")
+            return toeplitz_hash(key, seed, output_bits)
         self.hash_on = "board"
-        geometry = Geometry(len(key), output_bits, "modified")
-        board.write("toeplitz_n", len(key))
-        board.write("toeplitz_m", output_bits)
-        board.write("toeplitz_family", ToeplitzFamily.MODIFIED)
-        board.write("toeplitz_command", ToeplitzCommand.START)
-        for name, words in (
-            ("toeplitz_key", geometry.pack_key(key)),
-            ("toeplitz_seed", geometry.pack_seed(seed)),
-        ):
-            records = zeros(TOEPLITZ_WORD, len(words))
-            records["bits"] = words
-            board.send(name, records)
-        board.run()
-        words = board.receive("toeplitz_out")["bits"]
-        error = board.read_fields("toeplitz_status")["error"]
-        if error or len(words) != geometry.rows:
-            named = [one.name.lower() for one in ToeplitzError if error >> one & 1]
-            raise BoardError(
-                f"{board.name}: Toeplitz engine, {len(key)} bits to {output_bits}, gave "
-                f"{len(words)} of {geometry.rows} words: {', '.join(named) or 'no error named'}"
-            )
-        return geometry.unpack_output(words)
+        return hash_on_board(self.board, key, seed, output_bits)
 
 
 class SenderStation(Station):

@@ -123,10 +123,10 @@ def table(described: dict[str, Any]) -> str:
         f"{described['machine']}, one of them used; "
         + ", ".join(f"{name} {version}" for name, version in described["versions"].items())
         + ".",
-        "Modified family; fastest of up to five runs, and the memory that it took beyond its input.",
+        "Modified family; fastest of up to five runs, and memory taken beyond the input.",
         "",
-        f"*Product* multiplies with {described['arithmetic']}. *Transforms alone* are the three real",
-        "transforms of scipy that a convolution needs at the least, without rounding or bits.",
+        f"*Product* multiplies with {described['arithmetic']}. *Transforms alone* are the three",
+        "real transforms of scipy that a convolution needs at the least, without rounding or bits.",
         f"No entry: more than {described['limit_seconds']:.0f} s or no memory.",
         "",
         "| n | m | Product | Transform | Transforms alone | randextract | Product is faster than "

@@ -7,6 +7,7 @@ import pytest
 import keyrail
 from keyrail import tag_path
 from keyrail.board import Board, BoardError
+from keyrail.board_hash import hash_on_board
 from keyrail.contract import (
     ANNOUNCEMENT,
     BASIS,
@@ -24,7 +25,7 @@ from keyrail.contract import (
     ToeplitzCommand,
     ToeplitzFamily,
 )
-from keyrail.distil.toeplitz import Geometry, seed_bits, tiles, toeplitz_hash
+from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
 from keyrail.errors import ContractMismatch, SettingError
 from keyrail.layouts import dtype, zeros
 from keyrail.link import memory_pair
@@ -324,21 +325,8 @@ def test_tiles_on_the_board(kind, family):
     key = rng.integers(0, 2, n).astype(np.uint8)
     seed = rng.integers(0, 2, seed_bits(n, m, family)).astype(np.uint8)
     with keyrail.open(f"{kind}:alice") as board:
-        rows = []
-        for row in tiles(key, seed, m, family, 4096, 2048):
-            for tile in row:
-                board.write("toeplitz_n", tile.n)
-                board.write("toeplitz_m", tile.m)
-                board.write("toeplitz_family", ToeplitzFamily[tile.family.upper()])
-                board.write("toeplitz_tile", tile.continued | tile.unfinished << 1)
-                board.write("toeplitz_command", ToeplitzCommand.START)
-                send_words(board, "toeplitz_key", tile.key)
-                send_words(board, "toeplitz_seed", tile.seed)
-                board.run()
-            words = np.ascontiguousarray(board.receive("toeplitz_out")["bits"], "<u8")
-            rows.append(np.unpackbits(words.view(np.uint8), bitorder="little")[: row[0].m])
-        assert board.read_fields("toeplitz_status")["error"] == 0
-    assert np.array_equal(np.concatenate(rows), toeplitz_hash(key, seed, m, family))
+        hashed = hash_on_board(board, key, seed, m, family, tile=(4096, 2048))
+    assert np.array_equal(hashed, toeplitz_hash(key, seed, m, family))
 
 
 def test_a_seed_used_twice_is_refused_with_the_sizes(kind):
