@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Privacy amplification: the Toeplitz hash of a key, all memory on the chip."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
@@ -320,6 +323,8 @@ class Toeplitz(wiring.Component):
         unfinished = Signal()
         toeplitz_bits = Signal(33)
         negative = Signal()
+        fits = Signal()
+        in_order = Signal()
         columns = Signal(column_words)
         rows = Signal(row_words)
         seed_words = Signal(range((columns_most + rows_most) * group_words + 1))
@@ -348,19 +353,16 @@ class Toeplitz(wiring.Component):
                 load.eq(_Load.CHECK),
             ]
         with m.If(load == _Load.CHECK):
-            fits = (
-                (rows_bits != 0)
-                & (n != 0)
-                & ~negative
-                & ~toeplitz_bits[32]
-                & (toeplitz_bits <= self._input_bits)
-                & (rows_bits <= self._output_bits)
-            )
-            with m.If(~fits):
-                m.d.comb += raise_error(ToeplitzError.SIZE)
-            with m.Elif((continued != open_tile) | (continued & (open_rows != rows_bits))):
-                m.d.comb += raise_error(ToeplitzError.TILE_ORDER)
             m.d.sync += [
+                fits.eq(
+                    (rows_bits != 0)
+                    & (n != 0)
+                    & ~negative
+                    & ~toeplitz_bits[32]
+                    & (toeplitz_bits <= self._input_bits)
+                    & (rows_bits <= self._output_bits)
+                ),
+                in_order.eq((continued == open_tile) & (~continued | (open_rows == rows_bits))),
                 seedless.eq(toeplitz_bits == 0),
                 rows.eq((rows_bits + WORD - 1) >> 6),
                 open_tile.eq(unfinished),
@@ -368,6 +370,10 @@ class Toeplitz(wiring.Component):
                 load.eq(_Load.WORDS),
             ]
         with m.If(load == _Load.WORDS):
+            with m.If(~fits):
+                m.d.comb += raise_error(ToeplitzError.SIZE)
+            with m.Elif(~in_order):
+                m.d.comb += raise_error(ToeplitzError.TILE_ORDER)
             m.d.sync += [
                 columns.eq(Mux(seedless, 1, (toeplitz_bits + WORD - 1) >> 6)),
                 load.eq(_Load.COUNT),
@@ -389,7 +395,7 @@ class Toeplitz(wiring.Component):
         chunk = Signal(chunks, init=1)
         chunk_first = Signal()
         chunk_last = Signal()
-        bank = Signal(range(banks))
+        bank = Signal(banks, init=1)  # one bit a bank
         address = Signal(range(max(columns_most, rows_most)))
         full_bank = Signal.like(bank)
         full_address = Signal.like(address)
@@ -401,6 +407,7 @@ class Toeplitz(wiring.Component):
         in_identity = Signal()
         sweeping = Signal()
         sweep_pending = Signal()
+        sweep_waits = Signal()
         loading = Signal()
         takes = Signal()
         accepts = Signal()
@@ -414,13 +421,20 @@ class Toeplitz(wiring.Component):
                 words_some
                 & into_clean
                 & (~full_identity | identity_free)
-                & ~(sweep_pending & chunk_first & ~in_identity)
+                & ~(sweep_waits & chunk_first)
             ),
             accepts.eq(self.key.valid & takes),
             completes.eq(accepts & (chunk_last | words_end)),
             self.key.ready.eq(failed | takes),
         ]
         frame_ends = Signal()
+        # Of what is raised, one clock before.
+        key_misses = Signal(2)
+        m.d.sync += key_misses.eq(0)
+        m.d.comb += [
+            raised[ToeplitzError.KEY_SHORT].eq(key_misses[0]),
+            raised[ToeplitzError.KEY_LONG].eq(key_misses[1]),
+        ]
         m.d.comb += frame_ends.eq(words_end & ((load == _Load.IDENTITY) | ~modified))
         key_address_bits = (columns_most - 1).bit_length()
         key_write_address = Signal(range(columns_most * buffers))
@@ -429,11 +443,10 @@ class Toeplitz(wiring.Component):
         with m.If(~full_identity | identity_free):
             m.d.sync += [full.eq(0), full_identity.eq(0)]
         with m.If(accepts):
-            with m.If(self.framed & (self.key.payload.last != frame_ends)):
-                m.d.comb += [
-                    raised[ToeplitzError.KEY_SHORT].eq(~frame_ends),
-                    raised[ToeplitzError.KEY_LONG].eq(frame_ends),
-                ]
+            m.d.sync += [
+                key_misses[0].eq(self.framed & self.key.payload.last & ~frame_ends),
+                key_misses[1].eq(self.framed & ~self.key.payload.last & frame_ends),
+            ]
             for i in range(chunks):
                 with m.If(chunk[i]):
                     m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(self.key.payload.word)
@@ -453,11 +466,11 @@ class Toeplitz(wiring.Component):
                 full_identity.eq(in_identity),
                 full_bank.eq(bank),
                 full_address.eq(address),
-                bank.eq(bank + 1),
-                key_write_enable.eq(~in_identity << bank),
+                bank.eq(bank.rotate_left(1)),
+                key_write_enable.eq(bank & (~in_identity).replicate(banks)),
             ]
-            with m.If(bank == banks - 1):
-                m.d.sync += [bank.eq(0), address.eq(address + 1)]
+            with m.If(bank[-1]):
+                m.d.sync += address.eq(address + 1)
         with m.If(load == _Load.COUNT):
             m.d.sync += [
                 words_left.eq(columns),
@@ -466,12 +479,12 @@ class Toeplitz(wiring.Component):
                 last_column.eq((columns - 1) >> group_exponent),
                 last_row.eq((rows - 1) >> group_exponent),
                 load.eq(_Load.KEY),
-                bank.eq(0),
+                bank.eq(1),
                 address.eq(0),
                 chunk.eq(1),
             ]
         with m.If((load == _Load.KEY) & ~words_some):
-            m.d.sync += [bank.eq(0), address.eq(0)]
+            m.d.sync += [bank.eq(1), address.eq(0)]
             with m.If(modified):
                 m.d.sync += [
                     load.eq(_Load.IDENTITY),
@@ -628,10 +641,12 @@ class Toeplitz(wiring.Component):
         window_address = Signal(range(window_depth))
         window_data = Signal(WORD)
         window_enable = Signal(chunks)
+        seed_taken = Signal()
         m.d.sync += [
             window_address.eq(window_head),
             window_data.eq(self.seed.payload.word & seed_real.replicate(WORD)),
             window_enable.eq(seed_moves << seed_chunk),
+            seed_taken.eq(seed_moves & seed_real),
         ]
         fingerprint = Signal(WORD)
         former_fingerprint = Signal(WORD)
@@ -645,6 +660,12 @@ class Toeplitz(wiring.Component):
             ),
             same_seed.eq(former_valid & same.all()),
         ]
+        seed_misses = Signal(2)
+        m.d.sync += seed_misses.eq(0)
+        m.d.comb += [
+            raised[ToeplitzError.SEED_SHORT].eq(seed_misses[0]),
+            raised[ToeplitzError.SEED_LONG].eq(seed_misses[1]),
+        ]
         with m.If(seed_moves):
             m.d.sync += seed_chunk.eq(Mux(seed_chunk_last, 0, seed_chunk + 1))
             with m.If(lead_some):
@@ -655,22 +676,24 @@ class Toeplitz(wiring.Component):
                     seed_some.eq(~seed_end),
                     seed_end.eq(seed_left == 2),
                 ]
-                with m.If(self.framed & (self.seed.payload.last != seed_end)):
-                    m.d.comb += [
-                        raised[ToeplitzError.SEED_SHORT].eq(~seed_end),
-                        raised[ToeplitzError.SEED_LONG].eq(seed_end),
-                    ]
-                # Value at a fixed point of the polynomial over GF(2^64) that the words make up;
-                # x^64 + x^4 + x^3 + x + 1 is irreducible.
-                shifted = Cat(0, fingerprint[:-1]) ^ Mux(fingerprint[-1], 0b11011, 0)
-                m.d.sync += fingerprint.eq(shifted ^ self.seed.payload.word)
+                m.d.sync += [
+                    seed_misses[0].eq(self.framed & self.seed.payload.last & ~seed_end),
+                    seed_misses[1].eq(self.framed & ~self.seed.payload.last & seed_end),
+                ]
             with m.Else():
                 m.d.sync += [tail_left.eq(tail_left - 1), tail_some.eq(tail_left != 1)]
+        with m.If(seed_taken):
+            # Value at a fixed point of the polynomial over GF(2^64) that the words make up;
+            # x^64 + x^4 + x^3 + x + 1 is irreducible.
+            shifted = Cat(0, fingerprint[:-1]) ^ Mux(fingerprint[-1], 0b11011, 0)
+            m.d.sync += fingerprint.eq(shifted ^ window_data)
         with m.If(block_made):
             m.d.sync += window_head.eq(window_head + 1)
         # A block counts as made a clock after room for it is taken: only then it can be read.
         m.d.sync += [
-            ready_blocks.eq(ready_blocks - Mux(releases, banks, 0) + block_made),
+            ready_blocks.eq(
+                Mux(releases, ready_blocks - banks + block_made, ready_blocks + block_made)
+            ),
             few_blocks.eq(Mux(releases, ready_blocks < 3 * banks, ready_blocks < 2 * banks)),
             # Room is counted a clock after a block has been read for the last time.
             released.eq(releases),
@@ -683,16 +706,20 @@ class Toeplitz(wiring.Component):
         # The Toeplitz block: sums of blocks of the window, read one after the other.
         window_base = Signal(range(window_depth))
         window_next = Signal(range(window_depth))
+        window_after = Signal(range(window_depth))
         scan_address = Signal(range(window_depth))
         scan_next = Signal(range(window_depth))
         m.d.sync += window_next.eq(window_base + banks)
+        scan_after = Signal(range(window_depth))
+        m.d.sync += window_after.eq(Mux(scans & part_last, window_next, window_base))
+        m.d.comb += scan_after.eq(scan_address + 1)
         with m.If(ends):
-            m.d.comb += scan_next.eq(Mux(scans & part_last, window_next, window_base))
-            m.d.sync += window_base.eq(scan_next)
+            m.d.comb += scan_next.eq(window_after)
+            m.d.sync += window_base.eq(window_after)
         with m.Elif(wiping | begins):
             m.d.comb += scan_next.eq(0)
         with m.Else():
-            m.d.comb += scan_next.eq(scan_address + moves)
+            m.d.comb += scan_next.eq(Mux(moves, scan_after, scan_address))
         m.d.sync += scan_address.eq(scan_next)
         read_at = copies("scan_address", scan_next, chunks)
         for i in range(chunks):
@@ -791,20 +818,16 @@ class Toeplitz(wiring.Component):
         # The identity's part of the key: first content of the sums, behind the output.
         drained = Signal(range(rows_most + 1))
         address_drained = Signal()
-        address_moved = Signal()
-        may_take = Signal()
+        fresh = Signal()
+        takes_fresh = Signal()
+        takes_waiting = Signal()
         m.d.sync += [
             address_drained.eq(address < drained),
-            address_moved.eq(completes),
-            may_take.eq(
-                idle
-                | (
-                    draining
-                    & Mux(completes, address_drained & ~address_moved, full_address < drained)
-                )
-            ),
+            fresh.eq(completes),
+            takes_fresh.eq(idle | (draining & address_drained & ~fresh)),
+            takes_waiting.eq(idle | (draining & (full_address < drained))),
         ]
-        m.d.comb += identity_free.eq(~clears & may_take)
+        m.d.comb += identity_free.eq(~clears & Mux(fresh, takes_fresh, takes_waiting))
         with m.If(clears):
             m.d.comb += [keep_next.eq(0), sum_next.eq(clear_row), enable_next.eq(-1)]
             m.d.sync += drained.eq(drained + 1)
@@ -812,7 +835,7 @@ class Toeplitz(wiring.Component):
             m.d.comb += [
                 keep_next.eq(0),
                 sum_next.eq(full_address),
-                enable_next.eq(1 << full_bank),
+                enable_next.eq(full_bank),
             ]
 
         # -- output: words of a group of blocks, then the next group is fetched ---------------
@@ -824,7 +847,7 @@ class Toeplitz(wiring.Component):
         out_some = Signal()
         out_end = Signal()
         chosen = [Signal(WORD, name=f"chosen_{i}") for i in range(banks)]
-        chosen_bank = Signal(range(banks))
+        out_bank = Signal(banks, init=1)
         chosen_valid = Signal()
         chosen_last = Signal()
         # A word more than the output holds, so that its `ready` ends at few registers.
@@ -836,12 +859,9 @@ class Toeplitz(wiring.Component):
         last_mask = Signal(WORD)
         chunk_bits = (chunks - 1).bit_length()
         m.d.comb += [
-            out_word_last.eq(out_word == group_words - 1),
             spare_next.eq(self.o.valid & ~self.o.ready & (spare_valid | chosen_valid)),
             takes_word.eq(fetched & out_some & (~chosen_valid | ~spare_valid)),
-            selected.word.eq(
-                Array(chosen)[chosen_bank] & (last_mask | (~chosen_last).replicate(WORD))
-            ),
+            selected.word.eq(reduce(or_, chosen) & (last_mask | (~chosen_last).replicate(WORD))),
             selected.last.eq(chosen_last),
             clears_next.eq(takes_word & (out_word_last | out_end)),
         ]
@@ -859,15 +879,20 @@ class Toeplitz(wiring.Component):
         with m.If(~spare_valid):
             m.d.sync += [spare.eq(selected), chosen_valid.eq(0)]
         blocked = copies("blocked", spare_next, banks)
-        for one, block, stays in zip(chosen, sum_words, blocked, strict=True):
+        for i, (one, block, stays) in enumerate(zip(chosen, sum_words, blocked, strict=True)):
             with m.If(~chosen_valid | ~stays):
-                m.d.sync += one.eq(block.word_select(out_word[:chunk_bits], WORD))
+                m.d.sync += one.eq(0)
+                with m.If(out_bank[i]):
+                    m.d.sync += one.eq(block.word_select(out_word[:chunk_bits], WORD))
         with m.If(~chosen_valid | ~spare_valid):
-            m.d.sync += [chosen_bank.eq(out_word >> chunk_bits), chosen_last.eq(out_end)]
+            m.d.sync += chosen_last.eq(out_end)
+        with m.If(takes_word & (out_word[:chunk_bits] == chunks - 1)):
+            m.d.sync += out_bank.eq(out_bank.rotate_left(1))
         with m.If(takes_word):
             m.d.sync += [
                 chosen_valid.eq(1),
                 out_word.eq(Mux(out_word_last, 0, out_word + 1)),
+                out_word_last.eq((out_word == group_words - 2) | (group_words == 1)),
                 out_left.eq(out_left - 1),
                 out_some.eq(~out_end),
                 out_end.eq(out_left == 2),
@@ -889,8 +914,11 @@ class Toeplitz(wiring.Component):
             ]
         # It stays pending until done, which keeps the key from coming in.
         sweep_ends = Signal()
-        m.d.sync += sweep_ends.eq(sweeping & (sweep == sweep_last))
-        with m.If(sweep_pending & ~sweeping & ~full & chunk_first & ~in_identity):
+        m.d.sync += [
+            sweep_ends.eq(sweeping & (sweep == sweep_last)),
+            sweep_waits.eq(sweep_pending & ~in_identity),
+        ]
+        with m.If(sweep_waits & ~sweeping & ~full & chunk_first):
             m.d.sync += [sweeping.eq(1), gather.eq(0), sweep.eq(0)]
         with m.If(sweeping):
             m.d.sync += [
@@ -902,6 +930,7 @@ class Toeplitz(wiring.Component):
                 m.d.sync += [
                     sweeping.eq(0),
                     sweep_pending.eq(0),
+                    sweep_waits.eq(0),
                     sweep_ends.eq(0),
                     clean.bit_select(sweep_buffer, 1).eq(1),
                     sweep.eq(0),
@@ -909,7 +938,12 @@ class Toeplitz(wiring.Component):
 
         # -- states -------------------------------------------------------------------------
         dirty = Signal()
+        keeps_fingerprint = Signal()
+        m.d.sync += keeps_fingerprint.eq(0)
+        with m.If(keeps_fingerprint):
+            m.d.sync += [former_fingerprint.eq(fingerprint), former_valid.eq(1)]
         finish = Signal(range(max(latency + 8, 16)))
+        finish_over = Signal()
         with m.If(begins):
             m.d.sync += [
                 *enters(ToeplitzState.RUN),
@@ -949,6 +983,7 @@ class Toeplitz(wiring.Component):
                 few_blocks.eq(1),
                 seed_chunk.eq(0),
                 finish.eq(0),
+                finish_over.eq(0),
                 drained.eq(0),
                 dirty.eq(1),
                 *(bits.eq(of_part[0]) for bits, of_part in zip(term_bits, terms, strict=True)),
@@ -957,7 +992,8 @@ class Toeplitz(wiring.Component):
                 m.d.sync += fingerprint.eq(0)
         with m.If(state == ToeplitzState.FINISH):
             m.d.sync += finish.eq(finish + 1)
-            with m.If(finish == latency + 6):
+            m.d.sync += finish_over.eq(finish == latency + 5)
+            with m.If(finish_over):
                 m.d.sync += [
                     sweep_pending.eq(1),
                     sweep_buffer.eq(buffer),
@@ -966,6 +1002,8 @@ class Toeplitz(wiring.Component):
                     fetch.eq(0),
                     fetched.eq(0),
                     out_word.eq(0),
+                    out_word_last.eq(group_words == 1),
+                    out_bank.eq(1),
                     out_left.eq(run_rows),
                     out_some.eq(1),
                     out_end.eq(run_rows == 1),
@@ -975,11 +1013,15 @@ class Toeplitz(wiring.Component):
                 with m.Else():
                     m.d.sync += enters(ToeplitzState.DRAIN)
                     with m.If(~run_seed_short):
-                        m.d.sync += [former_fingerprint.eq(fingerprint), former_valid.eq(1)]
+                        m.d.sync += keeps_fingerprint.eq(1)
                         # Long before the first word of output is there.
                         with m.If(same_seed):
                             m.d.comb += raise_error(ToeplitzError.SEED_REUSED)
-        with m.If(draining & ~out_some & ~chosen_valid & ~spare_valid & ~self.o.valid):
+        empties = Signal()
+        m.d.sync += empties.eq(
+            draining & ~out_some & ~chosen_valid & ~spare_valid & (~self.o.valid | self.o.ready)
+        )
+        with m.If(draining & empties):
             m.d.sync += enters(ToeplitzState.IDLE)
         m.d.comb += restarts.eq(
             idle & (load == _Load.IDLE) & ~self.start & dirty & ~open_tile & ~stops
@@ -1075,6 +1117,7 @@ class Toeplitz(wiring.Component):
                 in_identity.eq(0),
                 sweeping.eq(0),
                 sweep_pending.eq(0),
+                sweep_waits.eq(0),
                 clean.eq(-1),
                 into.eq(0),
                 gather.eq(0),
@@ -1082,6 +1125,10 @@ class Toeplitz(wiring.Component):
                 walking.eq(0),
                 open_tile.eq(0),
                 fingerprint.eq(0),
+                seed_taken.eq(0),
+                keeps_fingerprint.eq(0),
+                key_misses.eq(0),
+                seed_misses.eq(0),
                 clears.eq(0),
                 fetched.eq(0),
                 out_some.eq(0),
