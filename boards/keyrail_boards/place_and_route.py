@@ -253,17 +253,23 @@ def harness_size(component: Any) -> dict[str, int]:
     inputs, outputs = _bits(component)
     captured = sum(len(v) for v in outputs)
     tree = _tree(captured)
-    return {"lut4": tree, "ff": sum(len(v) for v in inputs) + captured + tree}
+    return {"lut4": tree, "ff": 1 + sum(len(v) for v in inputs) + captured + tree}
 
 
 def harness(component: Any) -> tuple[Any, list[Any]]:
     """A component between flip-flops, as an Amaranth module and its ports.
 
-    The ports are one input a shift chain and, last, the XOR of all outputs some clocks later.
+    The ports are clock, reset, one input a shift chain and, last, the XOR of all outputs some
+    clocks later. Reset comes from a flip-flop too.
     """
-    from amaranth.hdl import Cat, Module, Signal
+    from amaranth.hdl import Cat, ClockDomain, Module, Signal
 
     m = Module()
+    clock, reset = Signal(name="clk"), Signal(name="rst")
+    m.domains.sync = sync = ClockDomain()
+    m.domains.harness = without_reset = ClockDomain(reset_less=True)
+    m.d.comb += [sync.clk.eq(clock), without_reset.clk.eq(clock)]
+    m.d.harness += sync.rst.eq(reset)
     m.submodules.component = component
     inputs, outputs = (Cat(*values) for values in _bits(component))
     length = max(CHAIN_BITS, -(-len(inputs) // CHAINS))
@@ -283,7 +289,7 @@ def harness(component: Any) -> tuple[Any, list[Any]]:
         m.d.sync += level.eq(Cat(*folds))
     folded = Signal(name="folded")
     m.d.comb += folded.eq(level)
-    return m, [serial, folded]
+    return m, [clock, reset, serial, folded]
 
 
 def convert(component: Any) -> str:

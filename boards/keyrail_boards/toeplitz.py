@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from keyrail.distil.toeplitz import Family, Geometry, seed_bits
+from keyrail.distil.toeplitz import WORD, Family, Geometry, places, seed_bits
 from keyrail.errors import KeyrailError, MissingExtra, SettingError
 
 from .place_and_route import (
@@ -42,11 +42,14 @@ __all__ = [
     "entry",
     "explore",
     "measure",
+    "tiled",
     "variants",
 ]
 
 WIDTHS, SMALLEST, SPLITS = (64, 128, 256), (4, 8, 16), (0, 1, 2, 3)
 """Variants that are explored unless others are named."""
+TILED = (1 << 25, 1 << 23)
+"""n and m of the hash in tiles whose rate is stated."""
 CABLE_MBPS = 320.0
 """Payload of high-speed USB that key, seed and output share."""
 
@@ -180,6 +183,35 @@ def cable_mbps(input_mbps: float, n: int, m: int, family: Family) -> float:
     return min(input_mbps, CABLE_MBPS * n / carried)
 
 
+def tiled(
+    configuration: ToeplitzConfiguration, engine: Any, n: int, m: int, family: Family, mhz: float
+) -> dict[str, Any]:
+    """What a hash that is larger than the engine takes, in tiles: clocks, and bytes over USB.
+
+    The tile before is worked on while the next one's key comes in, so the rate is that of the
+    slower: engine or cable.
+    """
+    clocks = words = tiles = 0
+    rows = places(n, m, family, configuration.input_bits, configuration.output_bits)
+    for row in rows:
+        for place in row:
+            one = place.geometry
+            clocks += int(engine.clocks(one.n, one.m, one.family, unfinished=place.unfinished))
+            words += one.key_words + one.seed_words + (0 if place.unfinished else one.rows)
+            tiles += 1
+    carried = words * WORD
+    return {
+        "n": n,
+        "m": m,
+        "family": family,
+        "tiles": tiles,
+        "cycles": clocks,
+        "usb_bytes": carried // 8,
+        "input_mbps": round(n * mhz / clocks, 3),
+        "cable_mbps": round(min(n * mhz / clocks, CABLE_MBPS * n / carried), 3),
+    }
+
+
 def entry(run: Run, engine: Any, netlist: Netlist, routed: Routed | None = None) -> dict[str, Any]:
     """One result: a configuration, and one seed if it has been routed.
 
@@ -217,6 +249,7 @@ def entry(run: Run, engine: Any, netlist: Netlist, routed: Routed | None = None)
         "cable_mbps": round(cable_mbps(rate, run.n, run.m, run.family), 2),
         "mbps_per_klut4": round(1000 * rate / routed.lut4, 2),
         "critical_path": routed.path.summary() if routed.path else None,
+        "tiled": tiled(configuration, engine, *TILED, run.family, routed.fmax_mhz),
     }
 
 

@@ -389,7 +389,7 @@ class Toeplitz(wiring.Component):
         # -- key in: words are gathered to blocks -------------------------------------------
         into = Signal(range(buffers))
         clean = Signal(buffers, init=-1)
-        gather = Signal(width)
+        gather = Signal(width, reset_less=True)
         full = Signal()
         full_identity = Signal()
         chunk = Signal(chunks, init=1)
@@ -639,7 +639,7 @@ class Toeplitz(wiring.Component):
             block_made.eq(seed_moves & seed_chunk_last),
         ]
         window_address = Signal(range(window_depth))
-        window_data = Signal(WORD)
+        window_data = Signal(WORD, reset_less=True)
         window_enable = Signal(chunks)
         seed_taken = Signal()
         m.d.sync += [
@@ -729,9 +729,9 @@ class Toeplitz(wiring.Component):
                 window_write[i].en.eq(window_enable[i]),
                 window_read[i].addr.eq(read_at[i]),
             ]
-        seed_block = Signal(width)
-        t_lower = Signal(width)
-        t_upper = Signal(width)
+        seed_block = Signal(width, reset_less=True)
+        t_lower = Signal(width, reset_less=True)
+        t_upper = Signal(width, reset_less=True)
         m.d.sync += seed_block.eq(Cat(port.data for port in window_read))
         adding = over_block("adding", (moves & step_scans) | wiping)
         keeps = over_block("keeps", ~step_first & ~wiping)
@@ -748,7 +748,7 @@ class Toeplitz(wiring.Component):
         # -- the product's input ------------------------------------------------------------
         masks, raw = [input_mask], []
         for i in range(2):
-            masks.append(Signal(banks, name=f"input_mask_{i}"))
+            masks.append(Signal(banks, name=f"input_mask_{i}", reset_less=True))
             m.d.sync += masks[-1].eq(masks[-2])
         key_address = copies("key_address", Cat(column, buffer) & ~wiping.replicate(32), banks)
         for i, port in enumerate(key_read):
@@ -756,28 +756,28 @@ class Toeplitz(wiring.Component):
             raw.append(Signal(width, name=f"key_block_{i}", reset_less=True))
             m.d.comb += port.addr.eq(key_address[i])
             m.d.sync += raw[-1].eq(port.data)
-        vector, total = Signal(width), Const(0, width)
+        vector, total = Signal(width, reset_less=True), Const(0, width)
         for i, one in enumerate(raw):
             total = total ^ (one & over_block(f"input_mask_{i}", masks[-1][i]))
         m.d.sync += vector.eq(total)
         m.d.comb += product.x.eq(vector)
         swaps = [issues & step_first]
         for i in range(3):
-            swaps.append(Signal(name=f"swap_{i}"))
+            swaps.append(Signal(name=f"swap_{i}", reset_less=True))
             m.d.sync += swaps[-1].eq(swaps[-2])
 
         # -- the sums -----------------------------------------------------------------------
         latency = product.latency
         on_way = [Cat(row, output_mask & issues.replicate(banks))]
         for i in range(latency + 4):
-            on_way.append(Signal(len(on_way[0]), name=f"on_way_{i}"))
+            on_way.append(Signal(len(on_way[0]), name=f"on_way_{i}", reset_less=True))
             m.d.sync += on_way[-1].eq(on_way[-2])
         row_bits = len(row)
         sum_next = Signal(range(rows_most))
         read_next = Signal(range(rows_most))
         sum_enable = Signal(banks)
         enable_next = Signal(banks)
-        addend = Signal(width)
+        addend = Signal(width, reset_less=True)
         keep_next = Signal()
         drain_row = Signal(range(rows_most))
         clear_row = Signal(range(rows_most))
@@ -846,17 +846,19 @@ class Toeplitz(wiring.Component):
         out_left = Signal(row_words)
         out_some = Signal()
         out_end = Signal()
-        chosen = [Signal(WORD, name=f"chosen_{i}") for i in range(banks)]
+        chosen = [Signal(WORD, name=f"chosen_{i}", reset_less=True) for i in range(banks)]
         out_bank = Signal(banks, init=1)
         chosen_valid = Signal()
         chosen_last = Signal()
         # A word more than the output holds, so that its `ready` ends at few registers.
-        spare = Signal.like(self.o.payload)
+        spare = Signal.like(self.o.payload, reset_less=True)
+        out = Signal.like(self.o.payload, reset_less=True)
+        m.d.comb += self.o.payload.eq(out)
         spare_valid = Signal()
         spare_next = Signal()
         takes_word = Signal()
         selected = Signal.like(self.o.payload)
-        last_mask = Signal(WORD)
+        last_mask = Signal(WORD, reset_less=True)
         chunk_bits = (chunks - 1).bit_length()
         m.d.comb += [
             spare_next.eq(self.o.valid & ~self.o.ready & (spare_valid | chosen_valid)),
@@ -874,7 +876,7 @@ class Toeplitz(wiring.Component):
         with m.If(~self.o.valid | self.o.ready):
             m.d.sync += [
                 self.o.valid.eq(spare_valid | chosen_valid),
-                self.o.payload.eq(Mux(spare_valid, spare, selected)),
+                out.eq(Mux(spare_valid, spare, selected)),
             ]
         with m.If(~spare_valid):
             m.d.sync += [spare.eq(selected), chosen_valid.eq(0)]
@@ -1069,6 +1071,7 @@ class Toeplitz(wiring.Component):
             ]
             m.d.sync += [
                 gather.eq(0),
+                fingerprint.eq(0),
                 window_address.eq(sweep),
                 window_data.eq(0),
                 window_enable.eq((~flushing).replicate(chunks)),
@@ -1120,11 +1123,9 @@ class Toeplitz(wiring.Component):
                 sweep_waits.eq(0),
                 clean.eq(-1),
                 into.eq(0),
-                gather.eq(0),
                 scans.eq(0),
                 walking.eq(0),
                 open_tile.eq(0),
-                fingerprint.eq(0),
                 seed_taken.eq(0),
                 keeps_fingerprint.eq(0),
                 key_misses.eq(0),
@@ -1135,8 +1136,6 @@ class Toeplitz(wiring.Component):
                 last_bits.eq(0),
                 chosen_valid.eq(0),
                 self.o.valid.eq(0),
-                self.o.payload.eq(0),
-                spare.eq(0),
                 spare_valid.eq(0),
                 seed_some.eq(0),
             ]

@@ -59,7 +59,9 @@ class RegisterCopy(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.d.sync += self.o.eq(self.i)
+        copy = Signal(len(self.o), reset_less=True)
+        m.d.sync += copy.eq(self.i)
+        m.d.comb += self.o.eq(copy)
         return m
 
 
@@ -91,7 +93,8 @@ class ToeplitzSums(wiring.Component):
         while left:
             step = min(2, left)
             sums = [part for one in parts for part in diagonal_parts(one, step)]
-            registers = Signal(sum(len(one) for one in sums), name=f"sums_{left}")
+            bits = sum(len(one) for one in sums)
+            registers = Signal(bits, name=f"sums_{left}", reset_less=True)
             m.d.sync += registers.eq(Cat(sums))
             size = len(sums[0])
             parts = [registers[i * size : (i + 1) * size] for i in range(len(sums))]
@@ -122,7 +125,8 @@ class SmallestProduct(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         width, x = self._width, self.x
-        following, held = Signal(2 * width - 1), Signal(2 * width - 1)
+        following = Signal(2 * width - 1, reset_less=True)
+        held = Signal(2 * width - 1, reset_less=True)
         with m.If(self.load):
             m.d.sync += following.eq(self.t)
         with m.If(self.swap):
@@ -136,7 +140,9 @@ class SmallestProduct(wiring.Component):
                 terms[i] ^ terms[i + 1] if i + 1 < len(terms) else terms[i]
                 for i in range(0, len(terms), 2)
             ]
-        m.d.sync += self.y.eq(terms[0])
+        product = Signal(width, reset_less=True)
+        m.d.sync += product.eq(terms[0])
+        m.d.comb += self.y.eq(product)
         return m
 
 
@@ -169,7 +175,7 @@ class _Split(wiring.Component):
         for i, part in enumerate(vector_parts(self.x, step)):
             product = _product(size, self._smallest)
             m.submodules[f"part_{i}"] = product
-            vector = Signal(size, name=f"vector_{i}")
+            vector = Signal(size, name=f"vector_{i}", reset_less=True)
             m.d.sync += vector.eq(part)
             m.d.comb += [
                 product.x.eq(vector),
@@ -178,7 +184,9 @@ class _Split(wiring.Component):
                 product.swap.eq(copy.o),
             ]
             products.append(product.y)
-        m.d.sync += self.y.eq(joined(products, step))
+        whole = Signal(self._width, reset_less=True)
+        m.d.sync += whole.eq(joined(products, step))
+        m.d.comb += self.y.eq(whole)
         return m
 
 
@@ -202,6 +210,8 @@ class ToeplitzProduct(wiring.Component):
     The matrix stays for many vectors, so the sums of its diagonals are made one part after the
     other by one small circuit, and held twice: loading the next matrix takes `loading` clocks
     beside the products, and ``swap`` puts it in use.
+
+    Reset leaves vectors and matrix as they are: they serve no one until others are taken in.
 
     Latency: `latency` clocks from x to y. Throughput: one product a clock.
 
@@ -295,7 +305,7 @@ class ToeplitzProduct(wiring.Component):
                 below.eq(Cat(chosen[i] for i in lower).any()),
                 above.eq(Cat(chosen[i] for i in upper).any()),
             ]
-            diagonals = Signal(width - 1, name=f"diagonals_{level}")
+            diagonals = Signal(width - 1, name=f"diagonals_{level}", reset_less=True)
             m.d.sync += diagonals.eq(
                 choices[0]
                 ^ (former[width:] & below.replicate(width - 1))
@@ -315,7 +325,7 @@ class ToeplitzProduct(wiring.Component):
         products = []
         for i, part in enumerate(vector_parts(self.x, step)):
             m.submodules[f"part_{i}"] = product = _product(size, self._smallest)
-            vector = Signal(size, name=f"vector_{i}")
+            vector = Signal(size, name=f"vector_{i}", reset_less=True)
             if step:
                 m.d.sync += vector.eq(part)
             else:
@@ -330,7 +340,9 @@ class ToeplitzProduct(wiring.Component):
                 m.d.comb += [one.i.eq(before[i]), product.load[j].eq(one.o)]
             products.append(product.y)
         if step:
-            m.d.sync += self.y.eq(joined(products, step))
+            whole = Signal(self._width, reset_less=True)
+            m.d.sync += whole.eq(joined(products, step))
+            m.d.comb += self.y.eq(whole)
         else:
             m.d.comb += self.y.eq(products[0])
         return m

@@ -292,6 +292,53 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a tile of a hash lies that is larger than the board's engine.
+
+    Parameters
+    ----------
+    geometry
+        The tile's own.
+    top, left
+        Its first row and column of the Toeplitz part of the matrix.
+    continued, unfinished
+        Whether tiles of the same row go before it, and follow.
+    """
+
+    geometry: Geometry
+    top: int
+    left: int
+    continued: bool
+    unfinished: bool
+
+
+def places(n: int, m: int, family: Family, width: int, height: int) -> Iterator[list[Place]]:
+    """Rows of tiles that make up one hash, of ``width`` x ``height`` bits at most.
+
+    The first tile of a row holds the identity part of these rows.
+
+    Raises
+    ------
+    ValueError
+        If the sizes are out of range.
+    """
+    _check(n, m, family)
+    columns = n - m if family == "modified" else n
+    for top in range(0, m, height):
+        rows = min(height, m - top)
+        yield [
+            Place(
+                Geometry.tile(min(width, columns - left), rows, family == "modified" and left == 0),
+                top,
+                left,
+                left > 0,
+                left + width < columns,
+            )
+            for left in range(0, max(columns, 1), width)
+        ]
+
+
+@dataclass(frozen=True)
 class Tile:
     """One tile of a hash that is larger than the board's engine: what the engine is given.
 
@@ -347,25 +394,23 @@ def tiles(
     seeds = _as_bits("seed", seed, seed_bits(n, m, family))
     columns = n - m if family == "modified" else n
     values = _diagonals(seeds, columns, m)
-    for top in range(0, m, height):
-        rows = min(height, m - top)
+    for places_of_row in places(n, m, family, width, height):
         row = []
-        for left in range(0, max(columns, 1), width):
-            here = min(width, columns - left)
-            identity = family == "modified" and left == 0
-            geometry = Geometry.tile(here, rows, identity)
+        for place in places_of_row:
+            geometry, top, left = place.geometry, place.top, place.left
+            here, rows = geometry.toeplitz_bits, geometry.m
             # Values start with diagonal 1 - columns; the tile's with top - left - (here - 1).
             first = top - left - here + columns
             part = x[left : left + here]
-            if identity:
+            if geometry.family == "modified":
                 part = np.concatenate([part, x[columns + top : columns + top + rows]])
             row.append(
                 Tile(
                     geometry.n,
                     rows,
                     geometry.family,
-                    left > 0,
-                    left + width < columns,
+                    place.continued,
+                    place.unfinished,
                     geometry.pack_key(part),
                     geometry.pack_diagonals(values[first : first + here + rows - 1]),
                 )
