@@ -2,7 +2,7 @@
 """Toeplitz engine: the gateware against its twin and the reference implementation."""
 
 import contextlib
-from itertools import pairwise
+from itertools import pairwise, product
 
 import cocotb
 import numpy as np
@@ -429,7 +429,7 @@ def holding(handle, found, path=""):
 
 
 @cocotb.test()
-async def bench_nothing_is_left_after_a_wipe(dut):
+async def bench_nothing_is_left_after_a_wipe_or_reset(dut):
     """A pattern in key and seed: everywhere before the wipe, nowhere after it."""
     rng = generator("toeplitz traces")
     await begin(dut)
@@ -438,7 +438,8 @@ async def bench_nothing_is_left_after_a_wipe(dut):
     fresh = {}
     holding(dut, fresh)
     assert len(fresh) > 300
-    for feeds, clocks in ((("key",), 0), (("key", "seed"), 0), (("key", "seed"), 300)):
+    moments = ((("key",), 0), (("key", "seed"), 0), (("key", "seed"), 300))
+    for (feeds, clocks), end in product(moments, ("wipe", "rst")):
         dut.o__ready.value = 0
         await command(dut, "start", 2048, 1000)
         for name in feeds:
@@ -457,7 +458,10 @@ async def bench_nothing_is_left_after_a_wipe(dut):
         assert any("product" in path for path in found)
         assert memories
         dut.o__ready.value = 1
-        await command(dut, "wipe")
+        if end == "rst":
+            await bench.reset(dut)
+        else:
+            await command(dut, "wipe")
         await until(dut, lambda: dut.wiped.value == 1)
         found = {}
         holding(dut, found)

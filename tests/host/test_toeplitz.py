@@ -1,31 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Toeplitz hashing on the host against the reference implementation."""
 
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import toeplitz_known_answers as known_answers
 from keyrail.distil import toeplitz_product as product
 from keyrail.distil.toeplitz import Geometry, implementation, seed_bits, toeplitz_hash
+from toeplitz_known_answers import reference
 
 METHODS = ("product", "transform")
-
-
-def reference(key, seed, m, family):
-    """The reference's answer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from galois import GF2
-        from randextract import ModifiedToeplitzHashing, ToeplitzHashing
-
-        kind = {"modified": ModifiedToeplitzHashing, "plain": ToeplitzHashing}[family]
-        extractor = kind(input_length=len(key), output_length=m)
-        assert extractor.seed_length == len(seed)
-        drawn = GF2(seed) if len(seed) else None
-        return np.asarray(extractor.extract(GF2(key), drawn)).astype(np.uint8)
 
 
 def draw(rng, n, m, family):
@@ -40,6 +26,15 @@ def method(request):
     if request.param == "product" != chosen:
         pytest.skip(f"no compiled product on this machine: {why}")
     return request.param
+
+
+@pytest.mark.parametrize(
+    "answer", known_answers.known(), ids=lambda one: f"{one['n']}-{one['m']}-{one['family']}"
+)
+def test_known_answers(method, answer):
+    n, m, family = answer["n"], answer["m"], answer["family"]
+    hashed = toeplitz_hash(*known_answers.draw(n, m, family), m, family, method=method)
+    assert answer == {"n": n, "m": m, "family": family} | known_answers.answer(hashed)
 
 
 @settings(deadline=None, max_examples=60)
