@@ -139,7 +139,7 @@ class Run:
     n, m, family
         The hash whose rate is stated.
     seeds
-        nextpnr's seeds, one result each.
+        nextpnr's seeds, one result each; none: synthesis alone.
     frequency
         nextpnr's target, MHz.
     output_registers
@@ -156,25 +156,41 @@ class Run:
     output_registers: bool = False
 
 
+LARGEST = ToeplitzConfiguration(1 << 20, 1 << 19, width=512, splits=2)
+SMALLER = ToeplitzConfiguration(1 << 18, 1 << 17, width=128, splits=2)
+SMALLEST_ENGINE = ToeplitzConfiguration(1 << 14, 1 << 12, width=64, splits=0)
+
 FIGURE: tuple[Run, ...] = (
+    Run(LARGEST, "LFE5U-85F-6", 1 << 20, 1 << 18, "modified", (1, 2, 3), 120.0, True),
+    Run(LARGEST, "LFE5UM5G-85F-8", 1 << 20, 1 << 18, "modified", (1, 2, 3), 150.0, True),
+    Run(SMALLER, "LFE5U-25F-6", 1 << 18, 1 << 16, "modified", (1, 2, 3), 150.0, True),
+    Run(SMALLEST_ENGINE, "iCE40UP5K", 1 << 14, 1 << 12, "modified", (1, 2, 3), 30.0),
+)
+"""What ``make pnr-toeplitz`` measures."""
+
+EXPLORED: tuple[Run, ...] = tuple(
     Run(
-        ToeplitzConfiguration(1 << 18, 1 << 17, width=128, splits=2),
-        "LFE5U-25F-6",
-        1 << 18,
-        1 << 16,
-        frequency=140.0,
-        output_registers=True,
-    ),
-    Run(
-        ToeplitzConfiguration(1 << 20, 1 << 19, width=256, splits=3),
+        ToeplitzConfiguration(1 << 20, 1 << 19, width=width, smallest=smallest, splits=splits),
         "LFE5U-85F-6",
         1 << 20,
         1 << 18,
-        frequency=160.0,
+        seeds=seeds,
+        frequency=100.0,
         output_registers=True,
-    ),
+    )
+    for width, smallest, splits, seeds in (
+        *((64, 8, splits, ()) for splits in (0, 1, 2, 3)),
+        *((128, smallest, 2, ()) for smallest in (4, 8, 16, 32)),
+        *((128, 8, splits, ()) for splits in (0, 1)),
+        (128, 8, 3, (1,)),
+        *((256, smallest, 2, ()) for smallest in (4, 16)),
+        *((256, 8, splits, ()) for splits in (0, 1)),
+        *((256, 8, splits, (1,)) for splits in (2, 3)),
+        *((512, smallest, 2, ()) for smallest in (4, 16)),
+        *((512, 8, splits, ()) for splits in (0, 1, 2)),
+    )
 )
-"""What ``make pnr-toeplitz`` measures."""
+"""What ``make figure-toeplitz_explored`` measures; without seeds, it is synthesised alone."""
 
 
 def cable_mbps(input_mbps: float, n: int, m: int, family: Family) -> float:
@@ -239,6 +255,8 @@ def entry(run: Run, engine: Any, netlist: Netlist, routed: Routed | None = None)
         "target_mhz": run.frequency,
         "mbps_at_target": round(run.n * run.frequency / clocks, 2),
     }
+    rate = 1000 * run.n * run.frequency / clocks
+    result["mbps_at_target_per_klut4"] = round(rate / result["lut4"], 2)
     if routed is None:
         return result
     rate = run.n * routed.fmax_mhz / clocks
@@ -269,7 +287,7 @@ def measure(run: Run, progress: Progress, route: bool = True) -> Iterator[dict[s
         progress(f"{run.configuration.name}: {line}")
 
     netlist = synthesise(engine, device, output_registers=run.output_registers, progress=say)
-    if not route:
+    if not route or not run.seeds:
         yield entry(run, engine, netlist)
         return
     for seed in run.seeds:
@@ -366,7 +384,6 @@ COLUMNS = {
     "Splits": "splits",
     "n": "n",
     "m": "m",
-    "Family": "family",
     "LUT4": "lut4",
     "FF": "ff",
     "Block RAM": "bram",
@@ -376,24 +393,82 @@ COLUMNS = {
     "Mb/s over USB": "cable_mbps",
     "Mb/s per 1,000 LUT4": "mbps_per_klut4",
 }
+EXPLORED_COLUMNS = {
+    "Block": "width",
+    "Smallest": "smallest",
+    "Splits": "splits",
+    "LUT4": "lut4",
+    "FF": "ff",
+    "Block RAM": "bram",
+    "Clocks a block": "cycles",
+    "Mb/s in at 100 MHz": "mbps_at_target",
+    "per 1,000 LUT4": "mbps_at_target_per_klut4",
+    "MHz where routed": "fmax_mhz",
+    "Mb/s in": "input_mbps",
+}
+PATH_COLUMNS = {
+    "Part": "device",
+    "Seed": "seed",
+    "From": "start",
+    "To": "end",
+    "Logic, ns": "logic_ns",
+    "Routing, ns": "routing_ns",
+    "Nets": "nets",
+    "Largest fan-out": "largest_fan_out",
+}
+TILED_COLUMNS = {
+    "Part": "device",
+    "Seed": "seed",
+    "n": "n",
+    "m": "m",
+    "Tiles": "tiles",
+    "Clocks": "cycles",
+    "Bytes over USB": "usb_bytes",
+    "Mb/s in": "input_mbps",
+    "Mb/s over USB": "cable_mbps",
+}
+
+
+def _rows(columns: dict[str, str], results: Iterable[dict[str, Any]]) -> list[str]:
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for result in results:
+        cells = [result.get(key, "") for key in columns.values()]
+        shown = [f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join(shown) + " |")
+    return lines
 
 
 def table(described: dict[str, Any]) -> str:
     """The results of a `document` as a Markdown page."""
     tools = ", ".join(f"{name} {version}" for name, version in described["tools"].items())
+    results = described["results"]
     lines = [
         "# Toeplitz engine, placed and routed",
         "",
         f"Written by `{described['command']}` at commit {described['commit']}, with {tools}.",
-        "A small harness on the pins is included in LUT4 and FF.",
+        "Modified family. A small harness on the pins is included in LUT4 and FF.",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + " --- |" * len(COLUMNS),
     ]
-    for result in described["results"]:
-        cells = [result.get(key, "") for key in COLUMNS.values()]
-        shown = [f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in cells]
-        lines.append("| " + " | ".join(shown) + " |")
+    routed = [one for one in results if "seed" in one]
+    if len(routed) == len(results):
+        paths = [one | (one["critical_path"] or {}) for one in routed]
+        tiles = [{"device": one["device"], "seed": one["seed"]} | one["tiled"] for one in routed]
+        lines += [
+            *_rows(COLUMNS, results),
+            "",
+            "## Critical paths",
+            "",
+            *_rows(PATH_COLUMNS, paths),
+            "",
+            "## A hash larger than the engine, in tiles",
+            "",
+            *_rows(TILED_COLUMNS, tiles),
+        ]
+    else:
+        lines[0] = "# Variants of the Toeplitz engine"
+        first = results[0]
+        lines[3] += f" {first['device']}, {first['n']:,} to {first['m']:,} bits."
+        lines += _rows(EXPLORED_COLUMNS, results)
     return "\n".join([*lines, ""])
 
 
@@ -404,11 +479,13 @@ def _order(result: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure `FIGURE`; the file is written anew after each result."""
+    """Measure `FIGURE` or `EXPLORED`; the file is written anew after each result."""
     parser = argparse.ArgumentParser(prog="python -m keyrail_boards.toeplitz")
     parser.add_argument("file", type=Path, help="JSON file to write")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument("--explored", action="store_true", help="variants, most of them not routed")
     chosen = parser.parse_args(arguments)
+    command = "make figure-toeplitz_explored" if chosen.explored else "make pnr-toeplitz"
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -417,7 +494,7 @@ def main(arguments: list[str]) -> int:
 
     def write(result: dict[str, Any]) -> None:
         results.append(result)
-        described = document("make pnr-toeplitz", sorted(results, key=_order))
+        described = document(command, sorted(results, key=_order))
         for suffix, text in (
             (".json", json.dumps(described, indent=2) + "\n"),
             (".md", table(described)),
@@ -427,7 +504,8 @@ def main(arguments: list[str]) -> int:
             new.replace(chosen.file.with_suffix(suffix))
 
     try:
-        explore(FIGURE, progress, route=True, jobs=max(1, chosen.jobs), found=write)
+        runs = EXPLORED if chosen.explored else FIGURE
+        explore(runs, progress, route=True, jobs=max(1, chosen.jobs), found=write)
     except KeyrailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from collections.abc import Iterable
 from enum import IntEnum
+from itertools import pairwise
 
 from .description import Field, Record, Role
 from .identity import CONTRACT_HASH, CONTRACT_VERSION
@@ -17,6 +20,7 @@ from .registers import (
     BlockState,
     Mode,
     ToeplitzCommand,
+    ToeplitzError,
     ToeplitzFamily,
 )
 
@@ -27,6 +31,7 @@ ENUMERATIONS: tuple[type[IntEnum], ...] = (
     BlockCommand,
     BlockState,
     ToeplitzCommand,
+    ToeplitzError,
     ToeplitzFamily,
 )
 
@@ -85,6 +90,22 @@ def _codes(codes: type[IntEnum]) -> str:
     return ", ".join(f"{c.value} {c.name}" for c in codes)
 
 
+def _meanings(enumeration: type[IntEnum]) -> dict[str, str]:
+    """What is written below each member of an enumeration."""
+    (definition,) = ast.parse(inspect.getsource(enumeration)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for member, text in pairwise(definition.body):
+        if (
+            isinstance(member, ast.Assign)
+            and isinstance(member.targets[0], ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            found[member.targets[0].id] = str(text.value.value)
+    return found
+
+
 def manual() -> str:
     """The chapter of the manual on registers, streams and records, in Markdown."""
     lines = [
@@ -136,6 +157,19 @@ def manual() -> str:
             f"| {register.offset:#05x} | `{register.name}` | {roles} | {register.access.value} "
             f"| {register.reset:#x} | {'<br>'.join(fields)} | {register.meaning} |"
         )
+    lines += [
+        "",
+        "## Errors of the Toeplitz engine",
+        "",
+        "Bits of `error` in `toeplitz_status`. Any of them stops and wipes the engine.",
+        "",
+        "| bit | error | meaning |",
+        "|---|---|---|",
+    ]
+    meanings = _meanings(ToeplitzError)
+    lines += [
+        f"| {one.value} | `{one.name.lower()}` | {meanings[one.name]} |" for one in ToeplitzError
+    ]
     return "\n".join([*lines, ""])
 
 
