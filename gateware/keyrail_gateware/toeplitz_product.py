@@ -167,27 +167,33 @@ class _Split(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        step, size = self._step, self._width >> self._step
-        m.submodules.register_copy = copy = RegisterCopy()
-        m.d.comb += copy.i.eq(self.swap)
-        share = len(self.t) // 3**step
-        products = []
-        for i, part in enumerate(vector_parts(self.x, step)):
-            product = _product(size, self._smallest)
-            m.submodules[f"part_{i}"] = product
-            vector = Signal(size, name=f"vector_{i}", reset_less=True)
-            m.d.sync += vector.eq(part)
+        products, whole = _parts(m, self, self._width, self._smallest, self._step)
+        share = len(self.t) // len(products)
+        for i, product in enumerate(products):
             m.d.comb += [
-                product.x.eq(vector),
                 product.t.eq(self.t[i * share : (i + 1) * share]),
                 product.load.eq(self.load[i % self.loads].replicate(len(product.load))),
-                product.swap.eq(copy.o),
             ]
-            products.append(product.y)
-        whole = Signal(self._width, reset_less=True)
-        m.d.sync += whole.eq(joined(products, step))
         m.d.comb += self.y.eq(whole)
         return m
+
+
+def _parts(
+    m: Module, product: wiring.Component, width: int, smallest: int, step: int
+) -> tuple[list["SmallestProduct | _Split"], Signal]:
+    """The 3^step products that a product is split in, between registers, and the whole."""
+    m.submodules.register_copy = copy = RegisterCopy()
+    m.d.comb += copy.i.eq(product.swap)
+    parts = []
+    for i, terms in enumerate(vector_parts(product.x, step)):
+        m.submodules[f"part_{i}"] = part = _product(width >> step, smallest)
+        vector = Signal(width >> step, name=f"vector_{i}", reset_less=True)
+        m.d.sync += vector.eq(terms)
+        m.d.comb += [part.x.eq(vector), part.swap.eq(copy.o)]
+        parts.append(part)
+    whole = Signal(width, reset_less=True)
+    m.d.sync += whole.eq(joined([part.y for part in parts], step))
+    return parts, whole
 
 
 def _product(width: int, smallest: int) -> SmallestProduct | _Split:
@@ -320,29 +326,16 @@ class ToeplitzProduct(wiring.Component):
             m.d.sync += following.eq(chosen)
             before, chosen = chosen, following
 
-        m.submodules.register_copy = copy = RegisterCopy()
-        m.d.comb += copy.i.eq(self.swap)
-        products = []
-        for i, part in enumerate(vector_parts(self.x, step)):
-            m.submodules[f"part_{i}"] = product = _product(size, self._smallest)
-            vector = Signal(size, name=f"vector_{i}", reset_less=True)
-            if step:
-                m.d.sync += vector.eq(part)
-            else:
-                m.d.comb += vector.eq(part)
-            m.d.comb += [
-                product.x.eq(vector),
-                product.t.eq(sums.o),
-                product.swap.eq(copy.o if step else self.swap),
-            ]
+        if step:
+            products, whole = _parts(m, self, self._width, self._smallest, step)
+            m.d.comb += self.y.eq(whole)
+        else:
+            m.submodules.part_0 = product = _product(size, self._smallest)
+            m.d.comb += [product.x.eq(self.x), product.swap.eq(self.swap), self.y.eq(product.y)]
+            products = [product]
+        for i, product in enumerate(products):
+            m.d.comb += product.t.eq(sums.o)
             for j in range(product.loads):
                 m.submodules[f"load_{i}_register_copy_{j}"] = one = RegisterCopy()
                 m.d.comb += [one.i.eq(before[i]), product.load[j].eq(one.o)]
-            products.append(product.y)
-        if step:
-            whole = Signal(self._width, reset_less=True)
-            m.d.sync += whole.eq(joined(products, step))
-            m.d.comb += self.y.eq(whole)
-        else:
-            m.d.comb += self.y.eq(products[0])
         return m
