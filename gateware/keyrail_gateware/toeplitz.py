@@ -1142,7 +1142,7 @@ class Toeplitz(wiring.Component):
             # A hash started since then is not what is to be stopped.
             with m.If(~restarted):
                 m.d.sync += load.eq(_Load.IDLE)
-        m.d.comb += [
+        m.d.sync += [
             self.busy.eq(~idle | (load != _Load.IDLE) | dirty | stops | self.o.valid),
             self.working.eq(
                 wiping
