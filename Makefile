@@ -12,6 +12,8 @@ DEMO ?=
 TESTS ?= tests
 # Designs that are placed and routed at a time.
 JOBS ?= 1
+# Parts to place and route for, all if none, such as DEVICES=LFE5U-25F-6.
+DEVICES ?=
 
 help: ## List the commands.
 	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  make \1\t/' | expand -t 20
@@ -72,7 +74,7 @@ figure-toeplitz_host: env ## Time the Toeplitz hash of the control PC, write doc
 	$(RUN)python -m keyrail_sim.figures table docs/figures/toeplitz_host.json > docs/figures/toeplitz_host.md
 
 pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toeplitz.json.
-	$(RUN)python -m keyrail_boards.toeplitz --jobs $(JOBS) docs/figures/toeplitz.json
+	$(RUN)python -m keyrail_boards.toeplitz --jobs $(JOBS) $(DEVICES:%=--device %) docs/figures/toeplitz.json
 
 figure-toeplitz_explored: env ## Compare variants of the Toeplitz engine, write docs/figures/toeplitz_explored.json.
 	$(RUN)python -m keyrail_boards.toeplitz --explored --jobs $(JOBS) docs/figures/toeplitz_explored.json

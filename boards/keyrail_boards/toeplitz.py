@@ -483,9 +483,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m keyrail_boards.toeplitz")
     parser.add_argument("file", type=Path, help="JSON file to write")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument(
+        "--device", action="append", default=[], help="part (all if not given; repeat it for more)"
+    )
     parser.add_argument("--explored", action="store_true", help="variants, most of them not routed")
     chosen = parser.parse_args(arguments)
     command = "make figure-toeplitz_explored" if chosen.explored else "make pnr-toeplitz"
+    if chosen.device:
+        command += f' DEVICES="{" ".join(chosen.device)}"'
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -505,6 +510,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         runs = EXPLORED if chosen.explored else FIGURE
+        devices = {device_named(name).name for name in chosen.device} or set(DEVICES)
+        runs = tuple(run for run in runs if run.device in devices)
         explore(runs, progress, route=True, jobs=max(1, chosen.jobs), found=write)
     except KeyrailError as error:
         print(f"error: {error}", file=sys.stderr)
