@@ -12,7 +12,10 @@ import os
 import random
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,11 @@ def run(
     source.write_text(text)
     runner = get_runner(simulator)
     arguments = ["-Wno-fatal", "-O3", "--x-initial", "0"] if simulator == "verilator" else []
+    runtime = _runtime(simulator, arguments)
+    for kept in runtime.glob("*.o"):
+        # Newer than the makefile that Verilator is about to write, on which they depend.
+        shutil.copyfile(kept, build / kept.name)
+        os.utime(build / kept.name, (time.time() + 3600,) * 2)
     runner.build(
         sources=[source],
         hdl_toplevel=name,
@@ -75,6 +83,7 @@ def run(
         timescale=("1ns", "1ps"),
         log_file=build / "build.log",
     )
+    _keep_runtime(build, runtime)
     results = runner.test(
         hdl_toplevel=name,
         test_module=module,
@@ -93,6 +102,26 @@ def run(
     log = (build / f"{module}.log").read_text()[-4000:]
     assert count > 0, f"{module} holds no bench\n{log}"
     assert failed == 0, f"{failed} of {count} benches failed\n{log}"
+
+
+def _runtime(simulator: str, arguments: list[str]) -> Path:
+    """Folder of the simulator's own objects, the same in every build with these arguments."""
+    version = metadata.version("verilator") if simulator == "verilator" else ""
+    described = repr((version, metadata.version("cocotb"), arguments))
+    return BUILD / simulator / f"runtime-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
+
+
+def _keep_runtime(build: Path, runtime: Path) -> None:
+    """Keep the objects of Verilator's library, which take most of a build's time to compile."""
+    for made in build.glob("verilated*.o"):
+        os.utime(made)
+        kept = runtime / made.name
+        if not kept.exists():
+            runtime.mkdir(parents=True, exist_ok=True)
+            # Renaming is atomic: two builds at once both end with a whole file.
+            with tempfile.NamedTemporaryFile(dir=runtime, suffix=".new", delete=False) as new:
+                new.write(made.read_bytes())
+            Path(new.name).replace(kept)
 
 
 def _inputs(component: Any) -> list[str]:
