@@ -18,6 +18,10 @@ HISTOGRAM_BINS = 1024
 """Bins of one channel's phase histogram."""
 KEY_MODE_HISTOGRAM_MINIMUM = 10_000
 """Clicks a histogram must hold before key mode lets it out."""
+TDC_INPUTS = CHANNELS + 2
+"""Inputs a time-to-digital converter may have: detectors, then sync and pulse per second."""
+TDC_HITS_LOG2_MAXIMUM = 22
+"""A calibration counts up to 2^this edges."""
 
 
 class Mode(IntEnum):
@@ -55,6 +59,22 @@ class BlockState(IntEnum):
     RESOLVE = 5
     DONE = 6
     WIPING = 7
+
+
+class TdcResult(IntEnum):
+    """How the last calibration of an input of the time-to-digital converter ended."""
+
+    NONE = 0
+    """There was none since reset."""
+    DONE = 1
+    """The new table is in use."""
+    UNEVEN = 2
+    """Photons did not fall evenly; the table stays as it was."""
+    TOO_FEW = 3
+    """Edges did not come in time."""
+    ABORTED = 4
+    REFUSED = 5
+    """No such input or edge, or photons for an input that the oscillator has not calibrated."""
 
 
 class ToeplitzFamily(IntEnum):
@@ -103,6 +123,16 @@ _SENDER, _RECEIVER = (Role.SENDER,), (Role.RECEIVER,)
 _BOTH = (Role.SENDER, Role.RECEIVER)
 
 LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
+    "tdc": (
+        _RECEIVER,
+        (
+            Counter("in", "Edges seen on all inputs."),
+            Counter("out", "Edges stamped."),
+            Counter("other_edge", "Edges not stamped: of the kind that is switched off."),
+            Counter("not_pin", "Edges not stamped: the oscillator's, or before the tables stood."),
+            Counter("short", "Levels too short for an edge to be made of them; not in `in`."),
+        ),
+    ),
     "slotter": (
         _RECEIVER,
         (
@@ -408,6 +438,59 @@ def _build() -> tuple[Register, ...]:
         _SENDER,
     )
     add("states_next_slot", one(SLOT_BITS, "Slot."), read, "Slot of the next state fed.", _SENDER)
+
+    start(0xC0)
+    add(
+        "tdc_control",
+        (
+            Field("rising", TDC_INPUTS, "A bit an input: stamp rising edges."),
+            Field("falling", TDC_INPUTS, "A bit an input: stamp falling edges."),
+            Field("oscillator", 1, "1: calibrate all inputs in turn; none measures meanwhile."),
+            Field("photons", 1, "1: refine all inputs in turn, from what they measure."),
+            Field("hits_log2", 5, "Edges of a calibration, as the power of two; 22 at most."),
+        ),
+        write,
+        "Edges and calibration of the time-to-digital converter.",
+        _RECEIVER,
+        (1 << TDC_INPUTS) - 1 | 20 << (2 * TDC_INPUTS + 2),
+    )
+    add(
+        "tdc_command",
+        (
+            Field("input", 4, "Input."),
+            Field("falling", 1, "1: the table of falling edges."),
+            Field("photons", 1, "0: from the oscillator, 1: from photons, after a test."),
+            Field("abort", 1, "1: only give up what is under way."),
+        ),
+        command,
+        "Calibrate one input, once the calibration under way has ended.",
+        _RECEIVER,
+    )
+    add(
+        "tdc_status",
+        (
+            Field("rising_calibrated", TDC_INPUTS, "A bit an input: 0 before the first one."),
+            Field("falling_calibrated", TDC_INPUTS, "A bit an input: 0 before the first one."),
+            Field("ready", 1, "1 once the tables stand after reset; 0 where there is no TDC."),
+            Field("busy", 1, "1 while a calibration is under way or asked for."),
+            Field("result", 3, "How the last one ended.", codes=TdcResult),
+            Field("input", 4, "Input of the last one."),
+            Field("falling", 1, "1: it was the table of falling edges."),
+        ),
+        read,
+        "State of the time-to-digital converter.",
+        _RECEIVER,
+    )
+    add(
+        "tdc_change",
+        (
+            Field("moved", 14, "Largest change of a delay.", "ps"),
+            Field("uneven", 16, "Sum of the changes of the bins' widths.", "ps"),
+        ),
+        read,
+        "What the last calibration that ended with a table found against the one before.",
+        _RECEIVER,
+    )
 
     start(0x100)
     for block, (roles, counters) in LEDGERS.items():
