@@ -37,7 +37,8 @@ def nominal_table(codes: int, nominal_codes: float, clock_ps: int) -> Ints:
     full = clock_ps << DELAY_FRACTION_BITS
     step = round((full << NOMINAL_FRACTION_BITS) / nominal_codes)
     fine = np.maximum((step >> 1) + step * (np.arange(codes, dtype=np.int64) - 1), 0)
-    return np.minimum(fine >> NOMINAL_FRACTION_BITS, full)
+    delays: Ints = np.minimum(fine >> NOMINAL_FRACTION_BITS, full)
+    return delays
 
 
 def table(histogram: Ints, clock_ps: int) -> Ints:
@@ -53,7 +54,8 @@ def table(histogram: Ints, clock_ps: int) -> Ints:
         raise ValueError(f"{total} edges, allowed are powers of two")
     below = np.cumsum(histogram) - histogram
     middle = 2 * below + histogram
-    return (middle * (clock_ps << DELAY_FRACTION_BITS)) // (2 * total)
+    delays: Ints = (middle * (clock_ps << DELAY_FRACTION_BITS)) // (2 * total)
+    return delays
 
 
 def change(new: Ints, old: Ints) -> tuple[int, int]:
@@ -209,4 +211,5 @@ class Lines:
 
         The same as `decode` of what `sample` gives, as long as bubbles lie within a group.
         """
-        return np.searchsorted(self.thresholds(), ages, side="right")
+        codes: Ints = np.searchsorted(self.thresholds(), ages, side="right").astype(np.int64)
+        return codes
