@@ -120,10 +120,14 @@ def test_a_compiler_that_fails_is_quoted(unloaded, monkeypatch):
     assert "no carry-less multiplication" in why
 
 
-def test_a_library_that_others_may_write_is_not_loaded(unloaded):
+def test_a_library_or_folder_that_others_may_write_is_not_used(unloaded):
     chosen, why = implementation()
     if chosen != "product":
         pytest.skip(f"no compiled product on this machine: {why}")
+    product._loaded.cache_clear()
+    (unloaded / "cache").chmod(0o777)
+    assert implementation() == ("transform", f"{unloaded / 'cache'}: others may write it")
+    (unloaded / "cache").chmod(0o700)
     (library,) = (unloaded / "cache").glob("toeplitz-product-*.so")
     library.chmod(0o722)
     product._loaded.cache_clear()
@@ -173,3 +177,7 @@ def test_wrong_sizes_are_refused():
         Geometry(1 << 28, 5)
     with pytest.raises(ValueError, match="output words"):
         Geometry(100, 65).unpack_output(np.zeros(1, np.uint64))
+    with pytest.raises(ValueError, match="'product' and 'transform'"):
+        toeplitz_hash(key, np.zeros(9), 3, method="fft")
+    with pytest.raises(ValueError, match=r"key: shape \(\)"):
+        toeplitz_hash(b"0101", np.zeros(9), 1)

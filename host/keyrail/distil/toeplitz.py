@@ -149,7 +149,9 @@ def toeplitz_hash(
     ArithmeticError
         If rounding was not safe, which the bound rules out.
     """
-    n, m = len(np.asarray(key)), output_bits
+    if method not in (None, "product", "transform"):
+        raise ValueError(f"method {method!r}: allowed are 'product' and 'transform'")
+    n, m = np.size(key), output_bits
     x = _as_bits("key", key, n)
     t = _as_bits("seed", seed, seed_bits(n, m, family))
     columns = n - m if family == "modified" else n
@@ -389,7 +391,7 @@ def tiles(
     ValueError
         If a length is out of range or does not fit, or a value is no bit.
     """
-    n, m = len(np.asarray(key)), output_bits
+    n, m = np.size(key), output_bits
     x = _as_bits("key", key, n)
     seeds = _as_bits("seed", seed, seed_bits(n, m, family))
     columns = n - m if family == "modified" else n

@@ -52,6 +52,15 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
+def _require_own(path: Path) -> None:
+    """Refuse what someone else than this user, or root, could have written."""
+    found = path.stat()
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    if found.st_uid not in (0, os.getuid()) or (others and not sticky):
+        raise ProductUnavailable(f"{path}: others may write it")
+
+
 def _library() -> Path:
     compiler = _compiler()
     # The macros tell the processor as the compiler sees it: another machine makes its own library.
@@ -59,16 +68,16 @@ def _library() -> Path:
     source = SOURCE.read_bytes()
     digest = hashlib.sha256(source + b"\0" + "\n".join((*FLAGS, described)).encode())
     path = cache_directory() / f"toeplitz-product-{digest.hexdigest()[:24]}.so"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Who may write the folder may exchange the file after it has been looked at.
+    _require_own(path.parent)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             built = Path(directory) / path.name
             _run([compiler, *FLAGS, str(SOURCE), "-o", str(built)])
             built.chmod(0o500)
             built.replace(path)
-    found = path.stat()
-    if found.st_uid not in (0, os.getuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ProductUnavailable(f"{path}: others may write it")
+    _require_own(path)
     return path
 
 
