@@ -920,7 +920,8 @@ class Toeplitz(wiring.Component):
             sweep_ends.eq(sweeping & (sweep == sweep_last)),
             sweep_waits.eq(sweep_pending & ~in_identity),
         ]
-        with m.If(sweep_waits & ~sweeping & ~full & chunk_first):
+        # `sweep_waits` is a clock old; once the identity part comes in, `gather` is no longer free.
+        with m.If(sweep_waits & ~in_identity & ~sweeping & ~full & chunk_first):
             m.d.sync += [sweeping.eq(1), gather.eq(0), sweep.eq(0)]
         with m.If(sweeping):
             m.d.sync += [
@@ -994,8 +995,9 @@ class Toeplitz(wiring.Component):
                 m.d.sync += fingerprint.eq(0)
         with m.If(state == ToeplitzState.FINISH):
             m.d.sync += finish.eq(finish + 1)
-            m.d.sync += finish_over.eq(finish == latency + 5)
-            with m.If(finish_over):
+            # The key before must have been overwritten, which outlasts a block that is far shorter.
+            m.d.sync += finish_over.eq((finish == latency + 5) | (finish_over & sweep_pending))
+            with m.If(finish_over & ~sweep_pending):
                 m.d.sync += [
                     sweep_pending.eq(1),
                     sweep_buffer.eq(buffer),
@@ -1096,7 +1098,7 @@ class Toeplitz(wiring.Component):
                         *enters(ToeplitzState.IDLE),
                         self.wiped.eq((load == _Load.IDLE) & ~self.start),
                     ]
-                    with m.If(faulty):
+                    with m.If(faulty & ~self.clear):
                         m.d.sync += enters(ToeplitzState.FAILED)
         with m.If(self.clear & failed):
             m.d.sync += enters(ToeplitzState.IDLE)
