@@ -47,6 +47,7 @@ __all__ = [
     "harness_size",
     "parse_critical_path",
     "parse_report",
+    "place",
     "place_and_route",
     "require_tools",
     "synthesise",
@@ -794,11 +795,70 @@ def parse_report(
     return round(min(clocks), 2), counts, {name: count for name, count in used.items() if count}
 
 
+def _options(device: Device, seed: int, frequency: float, placer: str) -> list[str]:
+    options = [*device.arguments, "--seed", str(seed), "--freq", str(frequency)]
+    options += ["--timing-allow-fail", "--placer", placer]
+    options += ["--lpf-allow-unconstrained"] if device.family == "ecp5" else []
+    return options
+
+
+def _run_nextpnr(device: Device, options: list[str], design: Path, work: Path, log: str) -> float:
+    """Run nextpnr on a design in a folder of its own; the seconds that it took."""
+    # The tool sees no folder but its own.
+    shutil.copyfile(design, work / "design.json")
+    began = time.monotonic()
+    _run(device.nextpnr, [*options, "--json", "design.json"], work, log)
+    (work / "design.json").unlink()
+    return time.monotonic() - began
+
+
+def place(
+    netlist: Netlist,
+    *,
+    seed: int = 1,
+    frequency: float = 200.0,
+    placer: str = "heap",
+    progress: Progress = _quiet,
+) -> Path:
+    """Place a netlist, or find that in the cache.
+
+    Parameters
+    ----------
+    netlist, seed, frequency, placer, progress
+        As of `place_and_route`.
+
+    Returns
+    -------
+    Path
+        Folder of ``placed.json``.
+
+    Raises
+    ------
+    MissingExtra
+        If nextpnr is not installed.
+    ToolFailed
+        If it fails; so it does if the design does not fit.
+    """
+    device = netlist.device
+    require_tools(device.nextpnr)
+    options = _options(device, seed, frequency, placer)
+    folder = _kept("placement", (netlist.folder.name, options, tool_versions(device.nextpnr)))
+    if not folder.exists():
+        with _filling(folder) as work, _step(progress, f"placing on {device.name}, seed {seed}"):
+            written = ["--no-route", "--write", "placed.json"]
+            design = netlist.folder / "netlist.json"
+            seconds = _run_nextpnr(device, [*options, *written], design, work, "place.log")
+            (work / "seconds").write_text(f"{seconds:.1f}")
+    return folder
+
+
 def place_and_route(
     netlist: Netlist,
     *,
     seed: int = 1,
     frequency: float = 200.0,
+    placer: str = "heap",
+    device: Device | None = None,
     details: bool = False,
     progress: Progress = _quiet,
 ) -> Routed:
@@ -812,8 +872,13 @@ def place_and_route(
         nextpnr's seed.
     frequency
         Target in MHz; missing it is no error.
+    placer
+        ``heap``, or ``static``: its wires were a quarter shorter for the 512-bit Toeplitz engine.
+    device
+        Another part with the same fabric, such as one of another speed grade: what has been placed
+        and routed for the netlist's own is timed by that one's delays, wire for wire.
     details
-        Keep ``routed.json`` (every cell's place) and ``routed.sdf`` (every delay, ECP5) too.
+        Keep ``routed.sdf`` (every delay, ECP5) too, beside ``routed.json`` (every cell's place).
     progress
         Told of each step.
 
@@ -824,26 +889,36 @@ def place_and_route(
     ToolFailed
         If it fails; so it does if the design does not fit.
     """
-    device = netlist.device
-    require_tools(device.nextpnr)
-    arguments = [*device.arguments, "--json", "netlist.json", "--report", "report.json"]
-    arguments += ["--seed", str(seed), "--freq", str(frequency), "--timing-allow-fail"]
-    arguments += ["--lpf-allow-unconstrained"] if device.family == "ecp5" else []
-    arguments += ["--write", "routed.json", "--sdf", "routed.sdf"] if details else []
-    folder = _kept("routing", (netlist.folder.name, arguments, tool_versions(device.nextpnr)))
+    device = device or netlist.device
+    options = _options(device, seed, frequency, placer)
+    if details:
+        before, source, doing = netlist.folder, "netlist.json", "place and route"
+        options += ["--sdf", "routed.sdf"]
+    elif device == netlist.device:
+        before = place(netlist, seed=seed, frequency=frequency, placer=placer, progress=progress)
+        source, doing = "placed.json", "routing"
+        options += ["--no-pack", "--no-place"]
+    else:
+        before = place_and_route(
+            netlist, seed=seed, frequency=frequency, placer=placer, progress=progress
+        ).folder
+        source, doing = "routed.json", "timing"
+        options += ["--no-pack", "--no-place"]
+    folder = _kept("routing", (before.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
         with _filling(folder) as work:
-            # The tool sees no folder but its own.
-            shutil.copyfile(netlist.folder / "netlist.json", work / "netlist.json")
-            began = time.monotonic()
-            with _step(progress, f"place and route on {device.name}, seed {seed}"):
-                _run(device.nextpnr, arguments, work, "nextpnr.log")
-            (work / "seconds").write_text(f"{time.monotonic() - began:.1f}")
+            with _step(progress, f"{doing} on {device.name}, seed {seed}"):
+                written = ["--report", "report.json", "--write", "routed.json"]
+                seconds = _run_nextpnr(
+                    device, [*options, *written], before / source, work, "nextpnr.log"
+                )
+            if not details:
+                seconds += float((before / "seconds").read_text())
+            (work / "seconds").write_text(f"{seconds:.1f}")
             text = (work / "report.json").read_text()
-            design = json.loads((work / "netlist.json").read_text())["modules"]["top"]
-            path = parse_critical_path(json.loads(text), design)
+            cells = json.loads((netlist.folder / "netlist.json").read_text())["modules"]["top"]
+            path = parse_critical_path(json.loads(text), cells)
             (work / "path.json").write_text(json.dumps(asdict(path) if path else None))
-            (work / "netlist.json").unlink()
     report = json.loads((folder / "report.json").read_text())
     found = json.loads((folder / "path.json").read_text())
     fmax, counts, used = parse_report(report, device.family, netlist.counts["ff"])

@@ -144,6 +144,8 @@ class Run:
         nextpnr's target, MHz.
     output_registers
         Use the output registers of block RAM (ECP5).
+    placed_for
+        Part with the same fabric whose placement is taken, if not the part's own.
     """
 
     configuration: ToeplitzConfiguration
@@ -154,6 +156,7 @@ class Run:
     seeds: tuple[int, ...] = (1,)
     frequency: float = 200.0
     output_registers: bool = False
+    placed_for: str | None = None
 
 
 LARGEST = ToeplitzConfiguration(1 << 20, 1 << 19, width=512, splits=2)
@@ -161,10 +164,13 @@ SMALLER = ToeplitzConfiguration(1 << 18, 1 << 17, width=128, splits=2)
 SMALLEST_ENGINE = ToeplitzConfiguration(1 << 14, 1 << 12, width=64, splits=0)
 
 FIGURE: tuple[Run, ...] = (
-    Run(LARGEST, "LFE5U-85F-6", 1 << 20, 1 << 18, "modified", (1, 2, 3), 120.0, True),
-    Run(LARGEST, "LFE5UM5G-85F-8", 1 << 20, 1 << 18, "modified", (1, 2, 3), 150.0, True),
     Run(SMALLER, "LFE5U-25F-6", 1 << 18, 1 << 16, "modified", (1, 2, 3), 150.0, True),
     Run(SMALLEST_ENGINE, "iCE40UP5K", 1 << 14, 1 << 12, "modified", (1, 2, 3), 30.0),
+    *(
+        Run(LARGEST, device, 1 << 20, 1 << 18, "modified", (seed,), 130.0, True, "LFE5U-85F-6")
+        for seed in (1, 2, 3)
+        for device in ("LFE5U-85F-6", "LFE5UM5G-85F-8")
+    ),
 )
 """What ``make pnr-toeplitz`` measures."""
 
@@ -239,7 +245,8 @@ def entry(run: Run, engine: Any, netlist: Netlist, routed: Routed | None = None)
     harness = harness_size(engine)
     counts = netlist.counts
     result: dict[str, Any] = {
-        "device": netlist.device.name,
+        "device": run.device,
+        "placed_for": run.placed_for or run.device,
         **asdict(configuration),
         "n": run.n,
         "m": run.m,
@@ -286,12 +293,20 @@ def measure(run: Run, progress: Progress, route: bool = True) -> Iterator[dict[s
     def say(line: str) -> None:
         progress(f"{run.configuration.name}: {line}")
 
-    netlist = synthesise(engine, device, output_registers=run.output_registers, progress=say)
+    mapped = device_named(run.placed_for) if run.placed_for else device
+    netlist = synthesise(engine, mapped, output_registers=run.output_registers, progress=say)
     if not route or not run.seeds:
         yield entry(run, engine, netlist)
         return
     for seed in run.seeds:
-        routed = place_and_route(netlist, seed=seed, frequency=run.frequency, progress=say)
+        routed = place_and_route(
+            netlist,
+            seed=seed,
+            frequency=run.frequency,
+            placer="static" if device.family == "ecp5" else "heap",
+            device=device,
+            progress=say,
+        )
         yield entry(run, engine, netlist, routed)
 
 
