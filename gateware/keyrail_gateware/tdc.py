@@ -1107,8 +1107,6 @@ class CarryLines(wiring.Component):
             carry: Value = start
             for cell in range(self._cells):
                 s0, s1, after = Signal(), Signal(), Signal()
-                # An end left open costs no cell to lead the carry out.
-                end = {} if cell == self._cells - 1 else {"o_COUT": after}
                 m.submodules[f"line_{line}_cell_{cell}"] = Instance(
                     "CCU2C_RAW",
                     p_INIT0=Const(0xFFFF, 16),
@@ -1119,7 +1117,7 @@ class CarryLines(wiring.Component):
                     **{f"i_{pin}{half}": Const(1, 1) for pin in "ABCD" for half in (0, 1)},
                     o_S0=s0,
                     o_S1=s1,
-                    **end,
+                    o_COUT=after,
                 )
                 sums += [s0, s1]
                 carry = after
