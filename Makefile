@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size lint format types contract figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz lock bench clean
+.PHONY: help env tools demo test test-full-size lint format types contract figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,9 @@ TESTS ?= tests
 JOBS ?= 1
 # Parts to place and route for, all if none, such as DEVICES=LFE5U-25F-6.
 DEVICES ?=
+
+# A converter to place and route, such as TDC="--device LFE5U-85F-6 --inputs 8 --lines 4".
+TDC ?=
 
 help: ## List the commands.
 	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## /  make \1\t/' | expand -t 20
@@ -78,6 +81,12 @@ pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toe
 
 figure-toeplitz_explored: env ## Compare variants of the Toeplitz engine, write docs/figures/toeplitz_explored.json.
 	$(RUN)python -m keyrail_boards.toeplitz --explored --jobs $(JOBS) docs/figures/toeplitz_explored.json
+
+figure-tdc: env ## Model of the time-to-digital converter from routed lines, write docs/figures/tdc.json.
+	$(RUN)python -m keyrail_boards.tdc figure docs/figures
+
+pnr-tdc: env ## Place and route a whole time-to-digital converter, write docs/figures/tdc_pnr.json.
+	$(RUN)python -m keyrail_boards.tdc build $(TDC) docs/figures/tdc_pnr.json
 
 lock: ## Write requirements.lock anew from the bounds in pyproject.toml.
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -1121,7 +1121,9 @@ class CarryLines(wiring.Component):
                 )
                 sums += [s0, s1]
                 carry = after
-        taps = Signal(len(self.taps), name="tap_registers", reset_less=True)
+        # Kept even where nothing reads them, so that lines can be routed by themselves.
+        keep = {"keep": 1}
+        taps = Signal(len(self.taps), name="tap_registers", reset_less=True, attrs=keep)
         m.d.sync += taps.eq(Cat(*sums))
         m.d.comb += self.taps.eq(taps)
         return m
