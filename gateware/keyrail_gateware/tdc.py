@@ -1091,9 +1091,16 @@ class CarryLines(wiring.Component):
         Level to be sampled.
     taps
         Sampled taps, `lines` times 2 `cells` bits, in the order of `Decoder`.
+
+    Raises
+    ------
+    ValueError
+        For fewer than one line or cell.
     """
 
     def __init__(self, lines: int, cells: int):
+        if lines < 1 or cells < 1:
+            raise ValueError(f"{lines} lines of {cells} cells, allowed are 1 and more")
         self._lines, self._cells = lines, cells
         super().__init__({"launch": In(1), "taps": Out(2 * lines * cells)})
 

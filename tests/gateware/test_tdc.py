@@ -395,3 +395,153 @@ def test_tdc(simulator):
     )
     assert component.latency == LATENCY
     bench.run(component, simulator, "test_tdc")
+
+
+# -- small enough for every case, without a build ------------------------------------------------
+
+
+def simulate(component, inputs, watched, clocks=None):
+    """Play integers into input ports of a component, one a clock; what the watched ports show."""
+    from amaranth.sim import Simulator
+
+    simulator = Simulator(component)
+    simulator.add_clock(1e-8)
+    seen = []
+
+    async def process(context):
+        count = clocks or len(next(iter(inputs.values())))
+        for n in range(count):
+            for name, values in inputs.items():
+                context.set(getattr(component, name), int(values[min(n, len(values) - 1)]))
+            seen.append([context.get(getattr(component, name)) for name in watched])
+            await context.tick()
+
+    simulator.add_testbench(process)
+    simulator.run()
+    return np.array(seen)
+
+
+@pytest.mark.parametrize(("count", "taps"), [(1, 5), (2, 2)])
+def test_every_sample_after_every_other(count, taps):
+    """All pairs of samples in adjacent clocks: an edge if and only if the first tap changed."""
+    from keyrail_gateware.tdc import Decoder
+
+    width = count * taps
+    pairs = np.array([(a, b) for a in range(1 << width) for b in range(1 << width)]).ravel()
+    samples = np.concatenate([[0], pairs, np.zeros(8, np.int64)])
+    decoder = Decoder(count, taps)
+    late = decoder.latency
+    got = simulate(decoder, {"taps": samples}, ["edge", "falling", "code", "short"])[late:]
+    bits = (samples[:, None] >> np.arange(width) & 1).astype(bool)
+    want = twin.decode(bits.reshape(-1, count, taps))
+    length = len(got) - 2
+    assert np.array_equal(got[:length, 0], want.edge[:length])
+    assert np.array_equal(got[:length, 0], (np.diff(samples & 1, prepend=0) != 0)[:length])
+    edges = np.flatnonzero(want.edge[:length])
+    assert np.array_equal(got[edges, 1], want.falling[edges])
+    assert np.array_equal(got[edges, 2], want.code[edges])
+    assert got[edges, 2].min() >= 1
+    # `short` comes with the sum of a single group or after it; the twin has it at its sample.
+    assert got[:, 3].sum() == want.short[: len(got)].sum()
+
+
+def test_fine_and_coarse_never_disagree():
+    """One edge at each picosecond of three clocks: one stamp each, in order, within a bin."""
+    line = lines(0)
+    where = np.arange(3 * CLOCK_PS) + 4 * CLOCK_PS
+    rng = generator("tdc boundary")
+    thresholds = line.thresholds()
+    inside = thresholds[(thresholds > 0) & (thresholds < CLOCK_PS)]
+    bounds = np.concatenate([[0.0], inside, [CLOCK_PS]])
+    widths = np.diff(bounds)
+    # A table from 2^16 even edges.
+    ages = rng.uniform(0, CLOCK_PS, 1 << 16)
+    delays = twin.table(np.bincount(line.code(ages), minlength=CODES), CLOCK_PS)
+    times = []
+    for at in where[::7]:
+        seen = twin.decode(line.sample(12, np.array([float(at)]), CLOCK_PS))
+        sample = np.flatnonzero(seen.edge)
+        assert len(sample) == 1
+        times.append(int(twin.stamp(sample, seen.code[sample], delays, CLOCK_PS, 1)[0]))
+    error = np.array(times) - where[::7] - line.delays[0, 0]
+    assert np.abs(error).max() <= widths.max() / 2 + 25
+    assert (np.diff(times) >= 0).all()
+
+
+def test_watermark_holds_for_any_table():
+    """Times of a sample lie between the watermark of the clock before and its own."""
+    for delay in (0, 1, 7, 8, 9, FULL - 1, FULL):
+        delays = np.full(CODES, delay)
+        time = int(twin.stamp(np.array([5]), np.array([1]), delays, CLOCK_PS, LATENCY)[0])
+        mark = (5 + LATENCY - 1) * CLOCK_PS
+        assert mark - CLOCK_PS <= time <= mark
+
+
+@pytest.mark.parametrize("phases", [1, 2, 4])
+def test_phase_sampler(phases):
+    """Edges at any time: the code of the ideal table, to half a sample."""
+    from amaranth.hdl import ClockDomain, Module
+    from amaranth.sim import Simulator
+
+    from keyrail_gateware.tdc import Decoder, PhaseSampler
+
+    names = ("sync", *(f"phase_{n}" for n in range(1, phases)))
+    top = Module()
+    top.submodules.sampler = sampler = PhaseSampler(names)
+    top.submodules.decoder = decoder = Decoder(1, 2 * phases)
+    top.d.comb += decoder.taps.eq(sampler.taps)
+    for name in names[1:]:
+        top.domains += ClockDomain(name, reset_less=True)
+    simulator = Simulator(top)
+    period = CLOCK_PS * 1e-12
+    for n, name in enumerate(names):
+        simulator.add_clock(period, phase=period * (0.5 + n / (2 * phases)), domain=name)
+    rng = generator("tdc phases", phases)
+    edges = np.cumsum(rng.uniform(1.05, 3.0, 60)) * CLOCK_PS + 2 * CLOCK_PS
+    seen = []
+
+    async def drive(context):
+        now, level = 0.0, 0
+        for edge in edges:
+            await context.delay((edge - now) * 1e-12)
+            now, level = edge, 1 - level
+            context.set(sampler.launch, level)
+
+    async def watch(context):
+        for clock in range(int(edges[-1] / CLOCK_PS) + 12):
+            _, _, edge, falling, code = await context.tick().sample(
+                decoder.edge, decoder.falling, decoder.code
+            )
+            if edge:
+                seen.append((clock, int(falling), int(code)))
+
+    simulator.add_testbench(drive)
+    simulator.add_testbench(watch)
+    simulator.run()
+    assert len(seen) == len(edges)
+    assert [f for _, f, _ in seen] == [n % 2 for n in range(len(edges))]
+    delays = twin.nominal_table(2 * phases + 1, 2 * phases, CLOCK_PS)
+    times = np.array([clock * CLOCK_PS - delays[code] / 16 for clock, _, code in seen])
+    error = times - edges
+    assert np.ptp(error) <= CLOCK_PS / (2 * phases) + 1
+
+
+def test_wrong_sizes_are_refused():
+    from keyrail_gateware.tdc import CarryLines, Decoder, Oscillator, PhaseSampler, Tdc
+
+    with pytest.raises(ValueError, match="0 lines of 4 taps"):
+        Decoder(0, 4)
+    with pytest.raises(ValueError, match="11 inputs, allowed are 1 to 10"):
+        Tdc(11, 1, 4, 4)
+    with pytest.raises(ValueError, match="clock of 20000 ps"):
+        Tdc(1, 1, 4, 4, clock_ps=20_000)
+    with pytest.raises(ValueError, match="9 codes a clock, allowed are 1 to 4"):
+        Tdc(1, 1, 4, 9)
+    with pytest.raises(ValueError, match="the first must be sync"):
+        PhaseSampler(("phase_1",))
+    with pytest.raises(ValueError, match="oscillator divider 1"):
+        Oscillator(1)
+    with pytest.raises(ValueError, match="0 lines of 4 cells"):
+        CarryLines(0, 4)
+    with pytest.raises(ValueError, match="5 edges, allowed are powers of two"):
+        twin.table(np.array([2, 3]), CLOCK_PS)
