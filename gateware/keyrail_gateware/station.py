@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Cat, Module, ResetInserter, Signal
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -28,6 +28,8 @@ from .announcer import Announcer
 from .blanking import Blanking
 from .block_control import BlockControl
 from .block_memory import BlockMemory
+from .condition import event_layout
+from .front_end import FrontEnd
 from .gate import Gate
 from .histogram import Histogram
 from .register_bank import BusSignature, RegisterBank
@@ -36,6 +38,8 @@ from .sifter import Sifter
 from .slotter import Slotter
 from .squash import Squash
 from .state_memory import StateMemory
+from .t2_encoder import T2Encoder, T2Serialiser
+from .tag_fifo import TagFifo
 from .tally import ReceiverTally, SenderTally
 from .toeplitz import Toeplitz
 
@@ -54,12 +58,19 @@ class Configuration:
         Block memory on the board holds 2^this detections.
     horizon_log2
         The sender's state memory holds the last 2^this slots.
+    tag_fifo_log2
+        The receiver's tag FIFO holds 2^this records.
+    inputs
+        Inputs of the receiver's time tagger, up to the contract's ``INPUTS``. 0: there is none,
+        and tags come stamped and in order, on the stream ``tags``.
     """
 
     toeplitz_input_log2: int = 18
     toeplitz_output_log2: int = 17
     block_memory_log2: int = 18
     horizon_log2: int = 17
+    tag_fifo_log2: int = 12
+    inputs: int = 0
 
 
 class _Station(wiring.Component):
@@ -73,6 +84,8 @@ class _Station(wiring.Component):
         for name, described in streams(self.role).items():
             flow = In if described.direction is Direction.TO_BOARD else Out
             members[name] = flow(stream.Signature(described.record.bits))
+        if self.role is Role.RECEIVER:
+            members |= {f"event_{n}": In(event_layout()) for n in range(configuration.inputs)}
         super().__init__(members)
 
     def _common(self, m: Module) -> None:
@@ -225,6 +238,25 @@ class _Station(wiring.Component):
             source.ready.eq(sink.ready & when),
         ]
 
+    @staticmethod
+    def _fork(m: Module, source: object, *branches: tuple[object, object]) -> None:
+        """Give each record of a stream to every sink of `branches` whose condition holds.
+
+        A sink is offered a record until it takes it, whatever the others do.
+        """
+        taken = [Signal(name=f"fork_taken_{i}") for i in range(len(branches))]
+        done = [
+            ~Value.cast(when) | sink.ready | one
+            for (sink, when), one in zip(branches, taken, strict=True)
+        ]
+        m.d.comb += source.ready.eq(Cat(done).all())
+        for (sink, when), one in zip(branches, taken, strict=True):
+            m.d.comb += [
+                _flat(sink.payload).eq(_flat(source.payload)),
+                sink.valid.eq(source.valid & when & ~one),
+            ]
+            m.d.sync += one.eq(source.valid & ~source.ready & (one | (sink.ready & when)))
+
 
 def _flat(payload: object) -> object:
     return payload.as_value() if isinstance(payload, data.View) else payload
@@ -233,10 +265,11 @@ def _flat(payload: object) -> object:
 class Receiver(_Station):
     """The receiver's station: tags to sifted bits.
 
-    Tag path, one record a clock: slotter, histogram (a tap), blanking, gate; then the stream
-    ``gated`` in instrument mode, or squash, announcer and block memory in key mode. After the
-    block has closed, block memory is read twice: for the bases, and against the replies
-    (resolver, tally).
+    Tag path, one record a clock: tag FIFO, slotter, histogram (a tap), blanking, gate; then the
+    stream ``gated`` in instrument mode, or squash, announcer and block memory in key mode.
+    After the block has closed, block memory is read twice: for the bases, and against the replies
+    (resolver, tally). In instrument mode the tags leave the FIFO as T2 records as well, on the
+    stream ``raw``, where the host asks for it; in key mode that endpoint is closed.
 
     Parameters
     ----------
@@ -249,9 +282,12 @@ class Receiver(_Station):
         Register bus.
     busy
         1 while the station works without waiting for a stream.
-    tags, coins, gated, histogram, announcements, bases, replies, sifted, block_out, block_in,
-    toeplitz_key, toeplitz_seed, toeplitz_out
-        Streams of the contract, whole records as payload.
+    tags, raw, losses, coins, gated, histogram, announcements, bases, replies, sifted, block_out,
+    block_in, toeplitz_key, toeplitz_seed, toeplitz_out
+        Streams of the contract, whole records as payload; ``tags`` is closed where the station
+        has inputs of its own.
+    event_0, event_1, ...
+        These inputs: `event_layout`, one for each time-to-digital converter.
     """
 
     role = Role.RECEIVER
@@ -268,6 +304,12 @@ class Receiver(_Station):
         ]
         on_tags, on_block = ResetInserter(restart_tags), ResetInserter(restart_block)
 
+        raw = Signal()  # a tag's channel is the key bit: never in key mode
+        m.d.comb += raw.eq(values.tag_input.raw & ~self.key_mode)
+        on_raw = ResetInserter(restart_tags | ~raw)
+        m.submodules.tag_fifo = tag_fifo = TagFifo(1 << self.configuration.tag_fifo_log2)
+        m.submodules.t2_encoder = t2_encoder = on_raw(T2Encoder())
+        m.submodules.t2_serialiser = t2_serialiser = on_raw(T2Serialiser())
         m.submodules.slotter = slotter = on_tags(Slotter())
         m.submodules.histogram = histogram = Histogram()
         m.submodules.blanking = blanking = on_tags(Blanking())
@@ -302,7 +344,21 @@ class Receiver(_Station):
         ]
         m.d.comb += gate.windows.as_value().eq(Cat(*windows))
 
-        self._connect(m, self.tags, slotter.i)
+        m.d.comb += [
+            tag_fifo.real_time.eq(values.tag_input.real_time),
+            tag_fifo.flush.eq(restart_tags),
+            bank.status.tag_fifo_held.value.eq(tag_fifo.level),
+            self.losses.payload.eq(tag_fifo.losses.payload.as_value()),
+            self.losses.valid.eq(tag_fifo.losses.valid & raw),
+            tag_fifo.losses.ready.eq(self.losses.ready | ~raw),
+        ]
+        if self.configuration.inputs:
+            self._front_end(m, tag_fifo)
+        else:
+            self._connect(m, self.tags, tag_fifo.i)
+        self._fork(m, tag_fifo.o, (slotter.i, 1), (t2_encoder.i, raw))
+        self._connect(m, t2_encoder.o, t2_serialiser.i)
+        self._connect(m, t2_serialiser.o, self.raw)
         self._connect(m, slotter.o, histogram.i)
         self._connect(m, histogram.bins, self.histogram)
         self._connect(m, histogram.o, blanking.i)
@@ -339,6 +395,8 @@ class Receiver(_Station):
         self._connect(m, tally.o, self.sifted)
 
         for name, block in (
+            ("tag_fifo", tag_fifo),
+            ("t2_encoder", t2_encoder),
             ("slotter", slotter),
             ("blanking", blanking),
             ("gate", gate),
@@ -348,8 +406,36 @@ class Receiver(_Station):
             ("receiver_tally", tally),
         ):
             self._ledger(m, name, block.counts)
-        self._finish(m, histogram.refused, histogram.busy | slotter.busy | restart_tags)
+        self._finish(m, histogram.refused, histogram.busy | slotter.busy | tag_fifo.busy)
         return m
+
+    def _front_end(self, m: Module, tag_fifo: TagFifo) -> None:
+        """Conditioning and merge of the station's own inputs, into the tag FIFO."""
+        values, status, strobes = self.bank.values, self.bank.status, self.bank.strobes
+        inputs = self.configuration.inputs
+        cleared = self.bank.commands.rate_alarm_clear.value
+        m.submodules.front_end = front_end = FrontEnd(inputs)
+        m.d.comb += [
+            # Nothing is taken before the tag FIFO is empty and can count what it misses.
+            front_end.flush.eq(tag_fifo.busy),
+            front_end.key_mode.eq(self.key_mode),
+            front_end.clear.eq(Mux(strobes.rate_alarm_clear, cleared, 0)),
+            tag_fifo.refused.eq(front_end.refused),
+            tag_fifo.until.eq(front_end.until),
+            status.inputs.value.eq(inputs),
+            status.merge_held.value.eq(front_end.held),
+            status.rate_alarm.value.eq(front_end.alarm),
+        ]
+        self._connect(m, front_end.o, tag_fifo.i)
+        for n in range(inputs):
+            m.d.comb += [
+                getattr(front_end, f"i_{n}").eq(getattr(self, f"event_{n}")),
+                front_end.settings[n].eq(values[f"condition_{n}"]),
+                front_end.limits[n].eq(values[f"rate_limit_{n}"].value),
+                status[f"rate_{n}"].value.eq(front_end.rates[n]),
+            ]
+        for block in ("condition", "merge"):
+            self._ledger(m, block, getattr(front_end, block))
 
 
 class Sender(_Station):

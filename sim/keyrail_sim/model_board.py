@@ -26,8 +26,10 @@ from keyrail.contract import (
     Mode,
     Role,
     Stream,
+    TagKind,
     ToeplitzCommand,
     ToeplitzFamily,
+    registers,
 )
 from keyrail.layouts import Structured, dtype, pack, unpack, zeros
 from keyrail_sim.models.announcer import Announcer
@@ -41,6 +43,7 @@ from keyrail_sim.models.sifter import Sifter
 from keyrail_sim.models.slotter import Slotter
 from keyrail_sim.models.squash import Squash
 from keyrail_sim.models.state_memory import StateMemory
+from keyrail_sim.models.t2_encoder import T2Encoder
 from keyrail_sim.models.tally import ReceiverTally, SenderTally
 from keyrail_sim.models.toeplitz import Toeplitz
 
@@ -289,6 +292,9 @@ class ModelReceiver(ModelBoard):
     def _restart_tags(self) -> None:
         # The gateware samples period and origin with the first record after its reset.
         self.slotter: Slotter | None = None
+        # Without clocks nothing waits: the tag FIFO is never full, real time or not.
+        self.tag_fifo = Ledger("tag_fifo")
+        self.t2_encoder = T2Encoder()
         self.histogram = Histogram()
         self.blanking = Blanking()
         self.gate = Gate()
@@ -306,6 +312,11 @@ class ModelReceiver(ModelBoard):
 
     def _ledgers(self) -> dict[str, Ledger]:
         return {
+            # Tags come stamped and in order: there is nothing in front of the tag FIFO.
+            "condition": Ledger("condition"),
+            "merge": Ledger("merge"),
+            "tag_fifo": self.tag_fifo,
+            "t2_encoder": self.t2_encoder.ledger,
             "slotter": self.slotter.ledger if self.slotter else Ledger("slotter"),
             "blanking": self.blanking.ledger,
             "gate": self.gate.ledger,
@@ -314,6 +325,23 @@ class ModelReceiver(ModelBoard):
             "resolver": self.resolver.ledger,
             "receiver_tally": self.tally.ledger,
         }
+
+    @property
+    def _raw(self) -> bool:
+        """True if tags go out on ``raw`` too."""
+        fields = registers(Role.RECEIVER)["tag_input"].fields
+        bit = [field.name for field in fields].index("raw")
+        return bool(self.values["tag_input"] >> bit & 1) and self.values["mode"] != Mode.KEY
+
+    def write_word(self, offset: int, value: int) -> None:
+        super().write_word(offset, value)
+        if not self._raw:
+            self.t2_encoder = T2Encoder()
+
+    def _status(self, name: str) -> int:
+        front = ("inputs", "merge_held", "rate_alarm", "tag_fifo_held")
+        absent = name in front or name.removeprefix("rate_").isdecimal()
+        return 0 if absent else super()._status(name)
 
     def _command(self, name: str, value: int) -> None:
         if name == "tag_path_reset":
@@ -352,6 +380,11 @@ class ModelReceiver(ModelBoard):
                     self.values["slotter_reciprocal"],
                     self.values["slotter_origin"],
                 )
+            click = tags["kind"] == TagKind.CLICK
+            frames = np.flatnonzero(tags["kind"] == TagKind.FRAME)
+            self.tag_fifo.count(frames, **{"in": click, "out": click})
+            if self._raw:
+                self._give("raw", self.t2_encoder.process(tags))
             slot_tags = self.slotter.process(tags)
             self.histogram.process(slot_tags)
             gated = self.gate.process(self.blanking.process(slot_tags))

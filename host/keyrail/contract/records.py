@@ -27,8 +27,20 @@ RECIPROCAL_FRACTION_BITS = 57
 """The slotter's reciprocal is floor(2^57 / P), P in ps."""
 GAP_MAXIMUM_PS = 1 << 47
 """Longest gap between two records of the tag stream, ps."""
+DELAY_MAXIMUM_PS = 1_000_000
+"""Largest delay of an input, forwards or backwards, ps."""
+TAG_LEAD_MAXIMUM_PS = 1 << 23
+"""A time tagger stamps no event later than this after the watermark of any input, ps."""
 STATES_PER_WORD = 16
 """States in one record of the ``states`` stream."""
+TIME_RECORD_LOG2_PS = 29
+"""The merge puts a time record at each multiple of 2^29 ps (0.54 ms) into the tag stream."""
+T2_TIME_BITS = 25
+"""Width of the time in a T2 record; at 1 ps it wraps every 33.6 us."""
+T2_OVERFLOW_CHANNEL = 63
+"""Channel of the special T2 records that count wraps of the time."""
+T2_OVERFLOW_MAXIMUM = 127
+"""Most wraps in one T2 record: a common reader takes larger counts for something else."""
 
 
 class TagKind(IntEnum):
@@ -41,7 +53,29 @@ class TagKind(IntEnum):
     FRAME = 2
     """A frame marker: each block latches its counters as it passes."""
     LOSS = 3
-    """Tags were lost at this time; it opens a blank like a click."""
+    """Tags were lost; it opens a blank like a click. The channel field is a `LossMark`."""
+
+
+class LossMark(IntEnum):
+    """What the channel field of a loss record says."""
+
+    AT = 0
+    """Tags were lost at this time."""
+    BEGIN = 1
+    """A loss begins: nothing was lost before this time."""
+    END = 2
+    """A loss ends: everything after this time is there again."""
+
+
+class T2Marker(IntEnum):
+    """Markers in the T2 stream: channel of a special record, 1 to 15."""
+
+    LOSS_BEGIN = 1
+    """A loss begins; how much was lost is in the loss ledger."""
+    LOSS_END = 2
+    """A loss ends."""
+    FRAME = 3
+    """A frame marker passed."""
 
 
 class Basis(IntEnum):
@@ -61,7 +95,9 @@ class Intensity(IntEnum):
 
 
 _TIME = Field("time", TIME_BITS, "Time of the event, modulo 2^48 ps.", "ps")
-_CHANNEL = Field("channel", CHANNEL_BITS, "Detector channel; zero where the kind is not a click.")
+_CHANNEL = Field(
+    "channel", CHANNEL_BITS, "Detector channel of a click, `LossMark` of a loss; else zero."
+)
 _KIND = Field("kind", 4, "What the record says.", codes=TagKind)
 _SLOT = Field("slot", SLOT_BITS, "Slot number.")
 _PHASE = Field("phase", PHASE_BITS, "Time since the slot began, rounded down.", "ps")
@@ -71,6 +107,32 @@ _INTENSITY = Field("intensity", 1, "Intensity class.", codes=Intensity)
 _TEST = Field("test", 1, "1 where the detection is in the test basis X.")
 
 TAG = Record("tag", 64, (_TIME, _CHANNEL, _KIND), "A stamped event, in time order.")
+T2 = Record(
+    "t2",
+    32,
+    (
+        Field(
+            "time",
+            T2_TIME_BITS,
+            "Time modulo 2^25 ps; in an overflow record the wraps it stands for, 1 to 127.",
+            "ps",
+        ),
+        Field("channel", 6, "Channel; of a special record 63 (overflow) or a `T2Marker`."),
+        Field("special", 1, "0: a click. 1: an overflow or a marker."),
+    ),
+    "A PicoQuant T2 record. The time of a record is the sum of all wraps before it times 2^25 ps, "
+    "plus its own; the wraps count from time 0 of the fabric.",
+)
+LOSS = Record(
+    "loss",
+    144,
+    (
+        Field("begin", TIME_BITS, "Nothing was lost before this time.", "ps"),
+        Field("end", TIME_BITS, "Nothing was lost after this time.", "ps"),
+        Field("missed", 48, "Clicks lost from begin to end, both included."),
+    ),
+    "One loss of the tag FIFO, in the order of its markers in the stream.",
+)
 SLOT_TAG = Record(
     "slot_tag", 96, (_SLOT, _CHANNEL, _KIND, _PHASE), "A tag with the slot it fell into."
 )
@@ -184,6 +246,8 @@ TOEPLITZ_WORD = Record(
 
 RECORDS: tuple[Record, ...] = (
     TAG,
+    T2,
+    LOSS,
     SLOT_TAG,
     GATED_TAG,
     DETECTION,
@@ -208,6 +272,8 @@ _IN, _OUT = Direction.TO_BOARD, Direction.TO_HOST
 
 STREAMS: tuple[Stream, ...] = (
     Stream("tags", _IN, TAG, _R, True, "Stamped events of the detectors, in time order."),
+    Stream("raw", _OUT, T2, _R, True, "Raw tags as T2 records; instrument mode only."),
+    Stream("losses", _OUT, LOSS, _R, True, "Ledger of losses; instrument mode only."),
     Stream("coins", _IN, COIN, _R, True, "The host's random bits for multiple clicks."),
     Stream("gated", _OUT, GATED_TAG, _R, True, "Accepted tags; instrument mode only."),
     Stream("histogram", _OUT, HISTOGRAM_BIN, _R, True, "Phase histograms, on command."),

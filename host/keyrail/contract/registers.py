@@ -6,7 +6,13 @@ from __future__ import annotations
 from enum import IntEnum
 
 from .description import Access, ContractError, Counter, Field, Register, Role
-from .records import CHANNELS, PERIOD_FRACTION_BITS, RECIPROCAL_FRACTION_BITS, SLOT_BITS, TIME_BITS
+from .records import (
+    CHANNELS,
+    PERIOD_FRACTION_BITS,
+    RECIPROCAL_FRACTION_BITS,
+    SLOT_BITS,
+    TIME_BITS,
+)
 
 MAGIC = 0x4B52_4C31
 """Value of register 0: "KRL1"."""
@@ -16,6 +22,8 @@ GATE_WINDOWS = 2
 """Gate windows a channel."""
 HISTOGRAM_BINS = 1024
 """Bins of one channel's phase histogram."""
+RATE_WINDOW_LOG2_PS = 36
+"""The events of an input are counted over 2^36 ps (68.7 ms) of its time."""
 KEY_MODE_HISTOGRAM_MINIMUM = 10_000
 """Clicks a histogram must hold before key mode lets it out."""
 TDC_INPUTS = CHANNELS + 2
@@ -131,6 +139,43 @@ LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
             Counter("other_edge", "Edges not stamped: of the kind that is switched off."),
             Counter("not_pin", "Edges not stamped: the oscillator's, or before the tables stood."),
             Counter("short", "Levels too short for an edge to be made of them; not in `in`."),
+        ),
+    ),
+    "condition": (
+        _RECEIVER,
+        (
+            Counter("in", "Events of all inputs that entered."),
+            Counter("out", "Events that left towards the merge."),
+            Counter("disabled", "Events dropped because their input is off."),
+            Counter("dead", "Events dropped in the dead time; instrument mode only."),
+            Counter("divided", "Events dropped by the divider; instrument mode only."),
+        ),
+    ),
+    "merge": (
+        _RECEIVER,
+        (
+            Counter("in", "Events taken into a queue."),
+            Counter("out", "Events that left in time order."),
+            Counter("refused", "Events for which their queue had no room."),
+        ),
+    ),
+    "tag_fifo": (
+        _RECEIVER,
+        (
+            Counter("in", "Clicks that entered."),
+            Counter("out", "Clicks that left."),
+            Counter("missed", "Clicks dropped because the FIFO was full."),
+            Counter("refused", "Clicks that the merge in front had no room for; not in `in`."),
+            Counter("losses", "Losses that ended; each has a record in the loss ledger."),
+            Counter("markers_missed", "Time and frame markers dropped because of no room at all."),
+        ),
+    ),
+    "t2_encoder": (
+        _RECEIVER,
+        (
+            Counter("in", "Clicks that entered."),
+            Counter("out", "Clicks that left as T2 records."),
+            Counter("out_of_order", "Clicks dropped because they were earlier than the last."),
         ),
     ),
     "slotter": (
@@ -504,6 +549,65 @@ def _build() -> tuple[Register, ...]:
                 f"{block}_{counter.name} when the last frame marker passed.",
                 roles,
             )
+
+    start(0x400)
+    add(
+        "tag_input",
+        (
+            Field("real_time", 1, "1: the input never waits; what has no room is lost, counted."),
+            Field("raw", 1, "1: tags go out on `raw` too, losses on `losses`; not in key mode."),
+        ),
+        write,
+        "Tag FIFO and raw tags; set while the tag path is empty.",
+        _RECEIVER,
+    )
+    add(
+        "inputs",
+        one(8, "Inputs."),
+        read,
+        "Inputs with conditioning; 0: tags come ready.",
+        _RECEIVER,
+    )
+    add("merge_held", one(16, "Events."), read, "Events held by the merge.", _RECEIVER)
+    add(
+        "rate_alarm",
+        one(TDC_INPUTS, "A bit an input."),
+        read,
+        "Inputs over their limit.",
+        _RECEIVER,
+    )
+    add("rate_alarm_clear", one(TDC_INPUTS, "A bit an input."), command, "Clear alarms.", _RECEIVER)
+    for index in range(TDC_INPUTS):
+        add(
+            f"condition_{index}",
+            (
+                Field("enable", 1, "1: its events pass."),
+                Field("delay", 21, "Added to its times, two's complement.", "ps"),
+                Field("paralysable", 1, "1: an event in the dead time begins it anew."),
+                Field("dead_time", 28, "Least time between events; instrument mode only.", "ps"),
+                Field("divider", 13, "One event in so many passes; instrument mode only."),
+            ),
+            write,
+            f"Conditioning of input {index}; set while the tag path is empty.",
+            _RECEIVER,
+            1,
+        )
+        counted = "Events in 2^36 ps."
+        add(
+            f"rate_{index}",
+            one(32, counted),
+            read,
+            f"Rate of input {index}, all events.",
+            _RECEIVER,
+        )
+        add(
+            f"rate_limit_{index}",
+            one(32, counted),
+            write,
+            "More raise the alarm; 0: none.",
+            _RECEIVER,
+        )
+    add("tag_fifo_held", one(16, "Records."), read, "Records in the tag FIFO.", _RECEIVER)
     return tuple(registers)
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from .description import Field, Record, Role
 from .identity import CONTRACT_HASH, CONTRACT_VERSION
-from .records import RECORDS, STREAMS, TagKind
+from .records import RECORDS, STREAMS, LossMark, T2Marker, TagKind
 from .registers import (
     MAGIC,
     REGISTERS,
@@ -29,6 +29,8 @@ ENUMERATIONS: tuple[type[IntEnum], ...] = (
     Role,
     Mode,
     TagKind,
+    LossMark,
+    T2Marker,
     BlockCommand,
     BlockState,
     TdcResult,

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: CERN-OHL-W-2.0
+"""Tag FIFO: the one place of the tag path where clicks may be lost, marked and counted."""
+
+from amaranth.hdl import Assert, Assume, Module, Mux, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+
+from keyrail.contract import COUNTER_BITS, LOSS, TAG, TIME_BITS, LossMark, TagKind
+
+from .layouts import layout
+from .ledger import Counts, Ledger
+
+__all__ = ["TagFifo"]
+
+COUNTED = 12
+"""Low bits of the counters that the proof compares."""
+
+
+class TagFifo(wiring.Component):
+    """Hold tags for a sink that may be slower, and lose clicks only by rule.
+
+    In real time (``real_time``) the input never waits. A click that finds no room begins a loss:
+    a loss record (``LossMark.BEGIN``, with the time of that click) takes its place in the stream,
+    and all clicks from there on are dropped and counted until the FIFO holds ``resume`` records
+    or fewer. Then a loss record (``LossMark.END``, with the time of the last record that came)
+    ends it, and one record of the loss ledger says begin, end and how many clicks were missed.
+    Time and frame markers have `reserve` places of their own, so that they pass during a loss;
+    where even these are full they are dropped and counted.
+    The stream stays in time order, and the loss ends only where the loss ledger has room for its
+    record: no record of the ledger is ever lost.
+
+    What blocks in front had no room for (``refused``) begins a loss as well: it ends once the
+    stream has passed the time ``until`` given with it.
+
+    Otherwise (``real_time`` 0) the input waits, and nothing is lost.
+
+    Latency: 2 clocks. Throughput: 1 record a clock.
+
+    Parameters
+    ----------
+    depth
+        Records it holds, a power of two.
+    reserve
+        Places out of these for markers alone, at least 3.
+    ledger_depth
+        Records of the loss ledger it holds.
+
+    Members
+    -------
+    i, o
+        Streams of ``tag``, in time order.
+    losses
+        Stream of ``loss``: the loss ledger.
+    real_time
+        1: the input never waits, but for the clocks of ``flush`` and the one after ``refused``.
+    refused, until
+        Clicks that a block in front had no room for in this clock (0 to 15), and a time that is
+        not before any of theirs, ps.
+    flush
+        Strobe: empty the FIFO, overwrite its memory, clear the counters.
+    busy
+        1 while it does so (at most some 2 ``depth`` clocks).
+    level
+        Records held.
+    counts
+        Ledger of ``tag_fifo``.
+    """
+
+    def __init__(self, depth: int = 4096, reserve: int = 16, ledger_depth: int = 16):
+        if depth & depth - 1 or not 3 <= reserve <= depth // 2:
+            raise ValueError(
+                f"tag FIFO of {depth} with {reserve} in reserve: allowed are a power of two, "
+                "and 3 to half of it"
+            )
+        self.depth, self.reserve, self.ledger_depth = depth, reserve, ledger_depth
+        self.resume = depth // 2
+        super().__init__(
+            {
+                "i": In(stream.Signature(layout(TAG))),
+                "o": Out(stream.Signature(layout(TAG))),
+                "losses": Out(stream.Signature(layout(LOSS))),
+                "real_time": In(1),
+                "refused": In(4),
+                "until": In(TIME_BITS),
+                "flush": In(1),
+                "busy": Out(1),
+                "level": Out(range(depth + 2)),
+                "counts": Out(Counts("tag_fifo")),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.ledger = ledger = ResetInserter(self.flush)(Ledger("tag_fifo"))
+        m.submodules.fifo = fifo = SyncFIFOBuffered(width=layout(TAG).size, depth=self.depth + 1)
+        m.submodules.kept = kept = ResetInserter(self.flush)(
+            SyncFIFOBuffered(width=layout(LOSS).size, depth=self.ledger_depth + 1)
+        )
+        m.d.comb += [
+            self.counts.live.eq(ledger.counts.live),
+            self.counts.at_frame.eq(ledger.counts.at_frame),
+            self.level.eq(fifo.level),
+            self.losses.payload.as_value().eq(kept.r_data),
+            self.losses.valid.eq(kept.r_rdy),
+            kept.r_en.eq(self.losses.ready),
+        ]
+
+        sweeping, swept = Signal(), Signal(range(self.depth + 1))
+        # A loss is under way; its first marker is still to be written; it is not to end before
+        # the stream has passed `horizon`.
+        losing, begin_due, waiting = Signal(), Signal(), Signal()
+        horizon, latest, begin = Signal(TIME_BITS), Signal(TIME_BITS), Signal(TIME_BITS)
+        missed = Signal(COUNTER_BITS)
+
+        tag = self.i.payload
+        taken, click, marker = Signal(), Signal(), Signal()
+        # Of the places for markers one stays free for the marker that begins a loss.
+        room, marker_room, few = Signal(), Signal(), Signal()
+        refused, caught_up = Signal(), Signal()
+        stored, beginning, ending, dropped = Signal(), Signal(), Signal(), Signal()
+        written = Signal(layout(TAG))
+        end = Signal(TIME_BITS)
+        m.d.comb += [
+            room.eq(fifo.level < self.depth - self.reserve),
+            marker_room.eq(fifo.level < self.depth - 1),
+            few.eq(fifo.level <= self.resume),
+            refused.eq((self.refused != 0) & ~sweeping),
+            self.i.ready.eq(~sweeping & ~begin_due & (self.real_time | room)),
+            taken.eq(self.i.valid & self.i.ready),
+            click.eq(taken & (tag.kind == TagKind.CLICK)),
+            marker.eq(taken & (tag.kind != TagKind.CLICK)),
+            caught_up.eq(~waiting | ~(latest - horizon)[TIME_BITS - 1]),
+            end.eq(Mux(click, tag.time, latest)),
+            dropped.eq(click & (losing | refused | ~room)),
+            beginning.eq(begin_due | (click & ~losing & (refused | ~room))),
+            ending.eq(
+                losing & ~begin_due & few & kept.w_rdy & caught_up & ~marker & ~refused & ~sweeping
+            ),
+            stored.eq((click & ~dropped) | (marker & marker_room)),
+        ]
+        with m.If(beginning | ending):
+            m.d.comb += [
+                written.kind.eq(TagKind.LOSS),
+                written.channel.eq(Mux(ending, LossMark.END, LossMark.BEGIN)),
+                written.time.eq(Mux(ending, end, Mux(begin_due, begin, tag.time))),
+            ]
+        with m.Else():
+            m.d.comb += written.eq(tag)
+
+        m.d.comb += [
+            fifo.w_data.eq(written),
+            fifo.w_en.eq(stored | beginning | ending),
+            self.o.payload.as_value().eq(fifo.r_data),
+            self.o.valid.eq(fifo.r_rdy & ~sweeping),
+            fifo.r_en.eq(self.o.ready | sweeping),
+            self.busy.eq(sweeping | self.flush),
+        ]
+        record = Signal(layout(LOSS))
+        m.d.comb += [
+            record.begin.eq(begin),
+            record.end.eq(end),
+            record.missed.eq(missed + click),
+            kept.w_data.eq(record),
+            kept.w_en.eq(ending),
+        ]
+
+        with m.If(taken):
+            m.d.sync += latest.eq(tag.time)
+        with m.If(refused):
+            m.d.sync += [waiting.eq(1), horizon.eq(self.until)]
+        with m.If(begin_due):
+            m.d.sync += begin_due.eq(0)
+        with m.If(losing):
+            m.d.sync += missed.eq(missed + click + self.refused)
+        with m.Elif(refused | dropped):
+            m.d.sync += [
+                losing.eq(1),
+                begin_due.eq(~click),
+                missed.eq(click + self.refused),
+                begin.eq(Mux(taken, tag.time, latest)),
+            ]
+        with m.If(ending):
+            m.d.sync += [losing.eq(0), waiting.eq(0)]
+
+        m.d.comb += [
+            ledger.step["in"].eq(click),
+            ledger.step.out.eq(self.o.valid & self.o.ready & (self.o.payload.kind == 0)),
+            ledger.step.missed.eq(dropped),
+            ledger.step.refused.eq(Mux(sweeping, 0, self.refused)),
+            ledger.step.losses.eq(ending),
+            ledger.step.markers_missed.eq(marker & ~marker_room),
+        ]
+        with m.If(marker & marker_room & (tag.kind == TagKind.FRAME)):
+            m.d.comb += [
+                ledger.frame[name].eq(1) for name in ledger.frame.shape().members if name != "out"
+            ]
+        with m.If(self.o.valid & self.o.ready & (self.o.payload.kind == TagKind.FRAME)):
+            m.d.comb += ledger.frame.out.eq(1)
+
+        # Zeros pass through every place of the memory, and are thrown away at the output.
+        with m.If(sweeping):
+            m.d.comb += [fifo.w_data.eq(0), fifo.w_en.eq(swept != self.depth)]
+            with m.If(fifo.w_en & fifo.w_rdy):
+                m.d.sync += swept.eq(swept + 1)
+            with m.If((swept == self.depth) & (fifo.level == 0)):
+                m.d.sync += sweeping.eq(0)
+        with m.If(self.flush):
+            m.d.sync += [sweeping.eq(1), swept.eq(0)]
+            m.d.sync += [register.eq(0) for register in (losing, begin_due, waiting)]
+            m.d.sync += [register.eq(0) for register in (horizon, latest, begin, missed)]
+
+        if platform == "formal":
+            self._properties(m, fifo, kept, sweeping, begin_due, losing, latest, begin, missed)
+        return m
+
+    def _properties(
+        self, m, fifo, kept, sweeping, begin_due, losing, latest, begin, missed
+    ) -> None:
+        """What is proven of it, for an input in time order and any traffic otherwise.
+
+        The FIFO itself is Amaranth's, with invariants of its own. Counters are compared modulo
+        2^12, further than one clock can take them.
+        """
+        live, time = self.counts.live, self.i.payload.time
+        written, read = Signal(COUNTED), Signal(COUNTED)
+        stored, closed, begins, ends = (Signal(COUNTED) for _ in range(4))
+        former = Signal(TIME_BITS)  # time of the record written last
+        mark = Signal(layout(TAG))
+        loss = Signal(layout(LOSS))
+        writes = Signal()
+        m.d.comb += [
+            mark.eq(fifo.w_data),
+            loss.eq(kept.w_data),
+            writes.eq(fifo.w_en & fifo.w_rdy & ~sweeping),
+            Assume(~self.i.valid | (time >= latest)),
+        ]
+        m.d.sync += [
+            written.eq(written + (fifo.w_en & fifo.w_rdy)),
+            read.eq(read + (fifo.r_en & fifo.r_rdy)),
+        ]
+        with m.If(writes):
+            m.d.sync += former.eq(mark.time)
+            with m.If(mark.kind == TagKind.CLICK):
+                m.d.sync += stored.eq(stored + 1)
+            with m.Elif(
+                (mark.kind == TagKind.LOSS)
+                & ~(self.i.valid & self.i.ready & (self.i.payload.kind != TagKind.CLICK))
+            ):
+                m.d.sync += [
+                    begins.eq(begins + (mark.channel == LossMark.BEGIN)),
+                    ends.eq(ends + (mark.channel == LossMark.END)),
+                ]
+        with m.If(kept.w_en & kept.w_rdy):
+            m.d.sync += closed.eq(closed + loss.missed)
+        with m.If(self.flush):
+            m.d.sync += [x.eq(0) for x in (stored, closed, begins, ends, former)]
+        m.d.comb += [
+            # Nothing is written where there is no room, in either FIFO.
+            Assert(~fifo.w_en | fifo.w_rdy | sweeping),
+            Assert(~kept.w_en | kept.w_rdy),
+            Assert((written - read)[:COUNTED] == fifo.level),
+            # The ledgers: every click is stored or missed, every miss in a record of a loss.
+            Assert(live["in"][:COUNTED] == (stored + live.missed)[:COUNTED]),
+            Assert(
+                (live.missed + live.refused)[:COUNTED]
+                == (closed + Mux(losing, missed, 0))[:COUNTED]
+            ),
+            # Each loss has its two markers, in turn, and one record.
+            Assert(begins == (ends + (losing & ~begin_due))[:COUNTED]),
+            Assert(live.losses[:COUNTED] == ends),
+            # The stream is in time order.
+            Assert(former <= latest),
+            Assert(~begin_due | (losing & (begin == latest))),
+            Assert(~writes | (mark.time >= former)),
+            Assert(~sweeping | ~(losing | begin_due)),
+        ]
+        with m.If(~sweeping):
+            m.d.comb += [
+                Assert(fifo.level <= self.depth),
+                Assert(losing | (fifo.level < self.depth)),
+            ]
