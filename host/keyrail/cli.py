@@ -207,6 +207,43 @@ def replay(
         console.print(f"Report: {report}")
 
 
+@cli.command()
+@click.argument("source", type=str)
+@click.argument("target", type=str)
+@click.option(
+    "--format",
+    "file_format",
+    type=str,
+    default=None,
+    help="Of SOURCE: qutag, a0, a1, a1X or a2; by the file's name if not given.",
+)
+def convert(source: str, target: str, file_format: str | None) -> None:
+    """Write a recording of time tags as PicoQuant T2 records, to TARGET.ptu.
+
+    Reads what `keyrail replay` reads. Times are in ps, channels as in the recording (0 to 63).
+    """
+    import numpy as np
+
+    from keyrail import recordings, t2
+    from keyrail.contract import TAG, TIME_BITS
+    from keyrail.errors import SettingError
+    from keyrail.layouts import zeros
+    from keyrail.ptu import PtuWriter
+
+    if Path(target).suffix != ".ptu":
+        raise SettingError("TARGET", target, "a name that ends in .ptu")
+    _writable(target, "TARGET")
+    recording = recordings.read(source, file_format)
+    if int(recording.times[0]) < 0 or (np.diff(recording.times) >= 1 << (TIME_BITS - 1)).any():
+        raise KeyrailError(f"{source}: a gap of more than 140 s: the time of a tag is not sure")
+    tags = zeros(TAG, len(recording.times))
+    tags["time"] = recording.times & ((1 << TIME_BITS) - 1)
+    tags["channel"] = recording.channels
+    with PtuWriter(target, f"from {Path(source).name}") as file:
+        file.write(t2.Encoder().encode(tags))
+    click.echo(f"{target}: {len(tags):,} tags, {file.records:,} records")
+
+
 @cli.group()
 def verilog() -> None:
     """Gateware as plain Verilog, for other toolchains."""
