@@ -23,7 +23,7 @@ from keyrail.contract import PERIOD_FRACTION_BITS, STATE_WORD, TOEPLITZ_WORD, Bl
 from keyrail.contract import ToeplitzCommand as Command
 from keyrail.distil.toeplitz import Geometry
 from keyrail.layouts import zeros
-from keyrail_sim import toeplitz_host
+from keyrail_sim import overload, toeplitz_host
 
 TAGS, WORDS, HASH = 200_000, 100_000, (100_000, 20_000)
 
@@ -102,7 +102,11 @@ def simulation() -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Measure the figure that is named, and print it as JSON."""
-    figures = {"simulation": simulation, "toeplitz_host": toeplitz_host.figure}
+    figures = {
+        "simulation": simulation,
+        "toeplitz_host": toeplitz_host.figure,
+        "overload": overload.figure,
+    }
     if arguments[:1] == ["table"] and len(arguments) == 2:
         print(toeplitz_host.table(json.loads(Path(arguments[1]).read_text())), end="")
         return 0

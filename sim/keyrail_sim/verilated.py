@@ -28,6 +28,9 @@ from keyrail_sim.verilate import verilator_environment, without_zero_memories
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "0", "--noassert", "-Wno-fatal")
 """Verilator's flags; part of the cache's key."""
 COMPILER_FLAGS = "-O2 -fPIC -std=c++17"
+CLOCK_PS = 10_000
+"""Length of a clock of the tag path, ps."""
+FOREVER = (1 << 64) - 1
 RUN_LIMIT = 2_000_000_000
 """Clocks after which a board that does not come to rest is given up."""
 
@@ -143,6 +146,7 @@ def _load(role: Role) -> ctypes.CDLL:
         "destroy": (None, [handle]),
         "reset": (None, [handle]),
         "pauses": (None, [handle, long, word, word]),
+        "real_time": (None, [handle, word, long]),
         "write": (None, [handle, word, word]),
         "read": (word, [handle, word]),
         "send": (None, [handle, word, ctypes.c_void_p, long]),
@@ -205,6 +209,28 @@ class VerilatedBoard(Board):
                 raise BoardError(f"{self.name}: {key} = {share}: allowed is above 0 up to 1")
         full = 0xFFFF_FFFF
         self._library.keyrail_pauses(self._handle, seed, int(offer * full), int(take * full))
+
+    def real_time(self, clock_ps: int = CLOCK_PS) -> None:
+        """Offer each tag at its own time, whether the board is ready for it or not.
+
+        What the tag FIFO has no room for is lost, marked and counted. The first tag is offered at
+        once, and sets the time; several tags within one clock come in the clocks that follow, as
+        from the merge.
+
+        Parameters
+        ----------
+        clock_ps
+            Length of a clock, ps; 0 ends real time.
+        """
+        if not 0 <= clock_ps < 1 << 40:
+            raise BoardError(f"{self.name}: clock of {clock_ps} ps: allowed is 0 to 2^40")
+        fields = self.read_fields("tag_input") | {"real_time": int(clock_ps > 0)}
+        self.write("tag_input", **fields)
+        self._library.keyrail_real_time(self._handle, self._index["tags"], clock_ps)
+
+    def step(self, clocks: int) -> None:
+        """Let so many clocks pass, whatever moves."""
+        self._library.keyrail_run(self._handle, clocks, FOREVER)
 
     def reset(self) -> None:
         """Reset the board in whatever it is doing; queues are emptied."""
