@@ -17,6 +17,7 @@ from keyrail.contract import (
     RECEIVER_ENTRY,
     SENDER_ENTRY,
     BlockState,
+    BoardCode,
     Direction,
     Mode,
     Role,
@@ -63,6 +64,8 @@ class Configuration:
     inputs
         Inputs of the receiver's time tagger, up to the contract's ``INPUTS``. 0: there is none,
         and tags come stamped and in order, on the stream ``tags``.
+    board
+        Board it is built for, as the register ``board`` says.
     """
 
     toeplitz_input_log2: int = 18
@@ -71,6 +74,7 @@ class Configuration:
     horizon_log2: int = 17
     tag_fifo_log2: int = 12
     inputs: int = 0
+    board: BoardCode = BoardCode.SIMULATED
 
 
 class _Station(wiring.Component):
@@ -80,7 +84,17 @@ class _Station(wiring.Component):
 
     def __init__(self, configuration: Configuration = Configuration()):
         self.configuration = configuration
-        members: dict[str, wiring.Member] = {"bus": In(BusSignature()), "busy": Out(1)}
+        members: dict[str, wiring.Member] = {
+            "bus": In(BusSignature()),
+            "busy": Out(1),
+            "serial": In(64),
+            # One clock: every memory begins to wipe, those of the cable's endpoints too, which
+            # answer with `cable_wiping` from the next clock on, and hold `cable_dirty` while
+            # something from the host lies in them.
+            "wipe": Out(1),
+            "cable_wiping": In(1),
+            "cable_dirty": In(1),
+        }
         for name, described in streams(self.role).items():
             flow = In if described.direction is Direction.TO_BOARD else Out
             members[name] = flow(stream.Signature(described.record.bits))
@@ -108,6 +122,8 @@ class _Station(wiring.Component):
             status.contract_hash.value.eq(CONTRACT_HASH),
             status.gateware_version.value.eq(GATEWARE_VERSION),
             status.role.value.eq(self.role),
+            status.board.value.eq(sizes.board),
+            status.serial.value.eq(self.serial),
             configuration.toeplitz_input_log2.eq(sizes.toeplitz_input_log2),
             configuration.toeplitz_output_log2.eq(sizes.toeplitz_output_log2),
             configuration.block_memory_log2.eq(sizes.block_memory_log2),
@@ -116,7 +132,6 @@ class _Station(wiring.Component):
 
         self.key_mode = Signal()
         former_mode = Signal()
-        self.wipe = Signal()  # one clock: begin to wipe every memory
         m.d.comb += self.key_mode.eq(values.mode.value == Mode.KEY)
         m.d.sync += [
             former_mode.eq(self.key_mode),
@@ -183,6 +198,8 @@ class _Station(wiring.Component):
         """Status register: `busy` and `refused` are what the station adds to the common part."""
         status = self.bank.status.status
         secret_came = Signal()
+        with m.If(self.cable_dirty):
+            m.d.comb += secret_came.eq(1)
         for name, described in streams(self.role).items():
             if described.direction is Direction.TO_BOARD:
                 port = getattr(self, name)
@@ -191,7 +208,12 @@ class _Station(wiring.Component):
         wiping, wiped = Signal(init=1), Signal()
         clearing = Signal()
         m.d.comb += clearing.eq(
-            self.wipe | self.control.wipe_memory | self.memory.busy | ~self.toeplitz.wiped | busy
+            self.wipe
+            | self.control.wipe_memory
+            | self.memory.busy
+            | ~self.toeplitz.wiped
+            | self.cable_wiping
+            | busy
         )
         with m.If(wiping & ~clearing & (self.control.state == BlockState.IDLE)):
             m.d.sync += [wiping.eq(0), wiped.eq(1)]
@@ -282,6 +304,11 @@ class Receiver(_Station):
         Register bus.
     busy
         1 while the station works without waiting for a stream.
+    serial
+        Serial number, 64 bits, as the register says it.
+    wipe, cable_wiping, cable_dirty
+        Wiping of the buffers on the way to the cable: 1 for the clock in which they are to
+        begin; 1 while they wipe; 1 while they hold something that came from the host.
     tags, raw, losses, coins, gated, histogram, announcements, bases, replies, sifted, block_out,
     block_in, toeplitz_key, toeplitz_seed, toeplitz_out
         Streams of the contract, whole records as payload; ``tags`` is closed where the station
@@ -455,6 +482,11 @@ class Sender(_Station):
         Register bus.
     busy
         1 while the station works without waiting for a stream.
+    serial
+        Serial number, 64 bits, as the register says it.
+    wipe, cable_wiping, cable_dirty
+        Wiping of the buffers on the way to the cable: 1 for the clock in which they are to
+        begin; 1 while they wipe; 1 while they hold something that came from the host.
     states, announcements, bases, replies, sifted, block_out, block_in, toeplitz_key,
     toeplitz_seed, toeplitz_out
         Streams of the contract, whole records as payload.

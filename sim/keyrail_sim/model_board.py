@@ -22,6 +22,7 @@ from keyrail.contract import (
     Access,
     BlockCommand,
     BlockState,
+    BoardCode,
     Direction,
     Mode,
     Role,
@@ -143,6 +144,8 @@ class ModelBoard(Board):
             | sizes.toeplitz_output_log2 << 8
             | sizes.block_memory_log2 << 16
             | horizon << 24,
+            "board": int(BoardCode.SIMULATED),
+            "serial": 0,
             "status": self.wiped << 1 | self.refused << 2,
             "block_state": int(self.state),
             "block_count": self.memory.count,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from .description import Field
 from .records import RECORDS, STREAMS
 from .registers import REGISTERS
+from .usb import USB_REQUEST_WORDS, VendorRequest
 
 CONTRACT_VERSION = 1
 """Raised when an older host could misread a newer board."""
@@ -34,6 +35,7 @@ def canonical() -> str:
             [r.name, r.offset, r.access.value, r.reset, list(r.roles), _fields(r.fields)]
             for r in REGISTERS
         ],
+        "usb": [USB_REQUEST_WORDS, [[r.name, r.value] for r in VendorRequest]],
     }
     return json.dumps(described, separators=(",", ":"), sort_keys=True)
 

@@ -39,6 +39,19 @@ class Mode(IntEnum):
     KEY = 1
 
 
+class BoardCode(IntEnum):
+    """Boards that gateware is built for."""
+
+    SIMULATED = 0
+    ECPIX5_85F = 1
+    ECPIX5_45F = 2
+    ULX3S_85F = 3
+    ULX3S_12F = 4
+    ORANGECRAB_85F = 5
+    ORANGECRAB_25F = 6
+    CYNTHION = 7
+
+
 class BlockCommand(IntEnum):
     """Commands to the block of key under way."""
 
@@ -331,6 +344,8 @@ def _build() -> tuple[Register, ...]:
         read,
         "What the gateware was built with.",
     )
+    add("board", (_value(16, "Code.", codes=BoardCode),), read, "Board it was built for.")
+    add("serial", one(64, "Number; 0 where the board has none."), read, "Serial number.")
     start(0x10)
     add("mode", (_value(1, "Mode.", codes=Mode),), write, "Mode; switching wipes the board.")
     add("wipe", one(1, "Any value."), command, "Overwrite every memory that held a secret.")

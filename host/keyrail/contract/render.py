@@ -18,15 +18,18 @@ from .registers import (
     REGISTERS,
     BlockCommand,
     BlockState,
+    BoardCode,
     Mode,
     TdcResult,
     ToeplitzCommand,
     ToeplitzError,
     ToeplitzFamily,
 )
+from .usb import USB_REQUEST_WORDS, VendorRequest, endpoints
 
 ENUMERATIONS: tuple[type[IntEnum], ...] = (
     Role,
+    BoardCode,
     Mode,
     TagKind,
     LossMark,
@@ -37,6 +40,7 @@ ENUMERATIONS: tuple[type[IntEnum], ...] = (
     ToeplitzCommand,
     ToeplitzError,
     ToeplitzFamily,
+    VendorRequest,
 )
 
 
@@ -161,6 +165,34 @@ def manual() -> str:
             f"| {register.offset:#05x} | `{register.name}` | {roles} | {register.access.value} "
             f"| {register.reset:#x} | {'<br>'.join(fields)} | {register.meaning} |"
         )
+    lines += [
+        "",
+        "## USB",
+        "",
+        "Addresses of the bulk endpoints; bit 7 is set for those to the host.",
+        "",
+        "| stream | sender | receiver |",
+        "|---|---|---|",
+    ]
+    addresses = {role: endpoints(role) for role in Role}
+    for name in dict.fromkeys(stream.name for stream in STREAMS):
+        cells = [
+            f"{addresses[role][name]:#04x}" if name in addresses[role] else ""
+            for role in (Role.SENDER, Role.RECEIVER)
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Vendor requests to the device; at most {USB_REQUEST_WORDS} words at a time.",
+        "",
+        "| bRequest | name | meaning |",
+        "|---|---|---|",
+    ]
+    meanings = _meanings(VendorRequest)
+    lines += [
+        f"| {one.value} | `{one.name.lower()}` | {' '.join(meanings[one.name].split())} |"
+        for one in VendorRequest
+    ]
     lines += [
         "",
         "## Errors of the Toeplitz engine",
