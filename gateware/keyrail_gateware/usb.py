@@ -126,9 +126,7 @@ class UsbCore(wiring.Component):
         m.submodules.device = device
         patience = (160, 640) if self._clock == ULPI_CLOCK else (160, 128)
         addresses = [address for _, address in self._described.values()]
-        control = ControlEndpoint(
-            device.utmi, self._identity, addresses, self._high_speed, patience
-        )
+        control = ControlEndpoint(self._identity, addresses, self._high_speed, patience)
         device.add_endpoint(control)
         wiring.connect(m, control.bus, wiring.flipped(self.bus))
 

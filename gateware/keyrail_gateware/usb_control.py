@@ -5,7 +5,7 @@ import enum
 import warnings
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -26,7 +26,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from luna.gateware.usb.usb2 import USBSpeed
     from luna.gateware.usb.usb2.endpoint import EndpointInterface
-    from luna.gateware.usb.usb2.request import USBSetupDecoder
 
 __all__ = ["ControlEndpoint", "RegisterBridge"]
 
@@ -90,6 +89,19 @@ class RegisterBridge(wiring.Component):
         return m
 
 
+_SETUP = data.StructLayout(
+    {
+        "recipient": 5,
+        "type": 2,
+        "is_in_request": 1,
+        "request": 8,
+        "value": 16,
+        "index": 16,
+        "length": 16,
+    }
+)
+
+
 class _State(enum.Enum):
     IDLE = 0  # nothing under way
     DISPATCH = 1  # a request has come
@@ -121,8 +133,6 @@ class ControlEndpoint(wiring.Component):
 
     Parameters
     ----------
-    utmi
-        LUNA's view of the PHY, for its SETUP decoder.
     identity
         What the device says of itself.
     addresses
@@ -152,13 +162,12 @@ class ControlEndpoint(wiring.Component):
 
     def __init__(
         self,
-        utmi: object,
         identity: Identity,
         addresses: list[int],
         high_speed: bool,
         patience: tuple[int, int] = (160, 640),
     ):
-        self._utmi, self._patience = utmi, patience
+        self._patience = patience
         self._tables = descriptors(identity, addresses, high_speed)
         self._addresses = addresses
         super().__init__(
@@ -202,17 +211,12 @@ class ControlEndpoint(wiring.Component):
         m = Module()
         usb = self.interface
         token = usb.tokenizer
-        m.submodules.decoder = decoder = USBSetupDecoder(utmi=self._utmi)
         m.submodules.window = window = AckWindow(self._patience)
         m.submodules.bridge = bridge = RegisterBridge()
-        m.d.comb += [
-            usb.data_crc.connect(decoder.data_crc),
-            token.connect(decoder.tokenizer),
-            decoder.speed.eq(usb.speed),
-            usb.timer.attach(decoder.timer),
-        ]
         wiring.connect(m, bridge.bus, wiring.flipped(self.bus))
-        setup = decoder.packet
+        coming = Signal(64)
+        setup = Signal(_SETUP)
+        came = Signal(range(10))  # bytes of it
         is_high = Signal()
         m.d.usb += is_high.eq(usb.speed == USBSpeed.HIGH)
         mine = Signal()
@@ -253,7 +257,6 @@ class ControlEndpoint(wiring.Component):
             asked.eq(mine & token.is_in & token.ready_for_response),
             pinged.eq(mine & token.is_ping & token.ready_for_response),
             answer.eq(mine & token.is_out & usb.rx_ready_for_response),
-            usb.handshakes_out.ack.eq(decoder.ack & mine),
         ]
 
         def ack() -> object:
@@ -549,8 +552,15 @@ class ControlEndpoint(wiring.Component):
                 with m.If(asked | pinged | answer):
                     m.d.comb += stall()
 
-        with m.If(setup.received & mine):
-            m.d.usb += state.eq(_State.DISPATCH)
+        # Eight bytes in a DATA0 packet; anything else is no SETUP and gets no answer (8.5.3).
+        with m.If(token.new_token):
+            m.d.usb += came.eq(0)
+        with m.If(mine & token.is_setup):
+            with m.If(usb.rx.valid & usb.rx.next & (came != 9)):
+                m.d.usb += [came.eq(came + 1), coming.eq(Cat(coming, usb.rx.payload)[8:])]
+            with m.If(usb.rx_ready_for_response & (came == 8) & ~usb.rx_pid_toggle[0]):
+                m.d.comb += ack()
+                m.d.usb += [setup.eq(coming), state.eq(_State.DISPATCH)]
         with m.If(self.bus_reset):
             m.d.usb += [
                 state.eq(_State.IDLE),

@@ -26,6 +26,12 @@ from keyrail.layouts import Structured, pack, unpack
 
 STATIONS = {"alice": Role.SENDER, "bob": Role.RECEIVER}
 """Names of the simulated stations."""
+BACKENDS = {
+    "sim": "keyrail_sim.verilated",
+    "sim-model": "keyrail_sim.model_board",
+    "sim-usb": "keyrail_sim.usb_board",
+}
+"""Kinds of simulated boards, and the module of each."""
 
 
 class BoardError(KeyrailError):
@@ -225,6 +231,8 @@ def open(name: str) -> Board:
     name
         ``sim:alice`` or ``sim:bob``: the station's gateware, Verilated.
         ``sim-model:alice`` or ``sim-model:bob``: its numpy twin; the same bytes, faster.
+        ``sim-usb:alice`` or ``sim-usb:bob``: the gateware with its USB core, on a simulated bus.
+        ``usb:``: a board on USB; see `keyrail.usb.open_board` for which one.
 
     Returns
     -------
@@ -241,14 +249,23 @@ def open(name: str) -> Board:
         If the board does not fit this library.
     """
     kind, _, station = name.partition(":")
-    if kind not in ("sim", "sim-model") or station not in STATIONS:
-        raise SettingError("board", name, "sim:alice, sim:bob, sim-model:alice or sim-model:bob")
-    module = "keyrail_sim.verilated" if kind == "sim" else "keyrail_sim.model_board"
+    if kind == "usb":
+        from keyrail.usb import open_board
+
+        return _identified(open_board(name))
+    if kind not in BACKENDS or station not in STATIONS:
+        raise SettingError(
+            "board", name, f"usb:, or {', '.join(BACKENDS)} with :alice or :bob behind it"
+        )
+    module = BACKENDS[kind]
     try:
         backend = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or module, "sim") from None
-    board: Board = backend.open_station(STATIONS[station], name)
+    return _identified(backend.open_station(STATIONS[station], name))
+
+
+def _identified(board: Board) -> Board:
     try:
         board.identify()
     except BaseException:

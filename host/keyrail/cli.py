@@ -244,6 +244,64 @@ def convert(source: str, target: str, file_format: str | None) -> None:
     click.echo(f"{target}: {len(tags):,} tags, {file.records:,} records")
 
 
+@cli.command("devices")
+@click.option("--json", "json_file", type=str, default=None, help="Write the list as JSON (-).")
+@click.option("--watch", is_flag=True, help="Go on and say what is plugged in and out.")
+def list_devices(json_file: str | None, watch: bool) -> None:
+    """List the boards on USB, what they are, and why one cannot be used."""
+    from keyrail import usb
+
+    _writable(json_file, "--json")
+    if watch:
+        for came, went in usb.watch():
+            for one in came:
+                click.echo(f"+ {one.name} {one.problem or one.board}")
+            for one in went:
+                click.echo(f"- {one.name}")
+        return
+    found = usb.devices()
+    described = [
+        {
+            "name": one.name,
+            "place": one.place,
+            "role": one.role.name.lower() if one.role is not None else None,
+            "board": one.board,
+            "serial": one.serial,
+            "contract": one.contract,
+            "problem": one.problem,
+        }
+        for one in found
+    ]
+    _write(json_file, "--json", json.dumps(described, indent=2))
+    if json_file == "-":
+        return
+    if not found:
+        click.echo("No board is plugged in.")
+    for one, entry in zip(found, described, strict=True):
+        words = [one.name, entry["role"] or "", one.board, one.contract and f"contract {one.contract}"]
+        click.echo("  ".join(word for word in words if word))
+        if one.problem:
+            click.echo(f"  {one.problem}")
+
+
+@cli.command("install-udev")
+@click.option(
+    "--folder", type=str, default=None, help="Where to write it. [default: /etc/udev/rules.d]"
+)
+@click.option("--dry-run", is_flag=True, help="Only show the rule.")
+def install_udev(folder: str | None, dry_run: bool) -> None:
+    """Write the udev rule that lets users open boards (Linux; needs root)."""
+    from keyrail import usb
+
+    place = Path(folder) if folder is not None else usb.UDEV_FOLDER
+    if dry_run:
+        click.echo(f"# {place / usb.UDEV_FILE}")
+        click.echo(usb.udev_rule(), nl=False)
+        return
+    path = usb.install_udev(place)
+    click.echo(f"Wrote {path}. Now: udevadm control --reload, and plug the board in again.")
+
+
 @cli.group()
 def verilog() -> None:
     """Gateware as plain Verilog, for other toolchains."""

@@ -22,8 +22,9 @@ from keyrail.cache import cache_directory
 from keyrail.contract import CONTRACT_HASH, Role
 from keyrail.errors import KeyrailError, MissingExtra
 from keyrail_sim.verilate import verilator_environment, without_zero_memories
-from keyrail_sim.verilated import COMPILER_FLAGS, FLAGS
+from keyrail_sim.verilated import FLAGS
 
+COMPILER_FLAGS = "-O1 -fPIC -std=c++17"
 CLOCK = 60_000_000
 """Clocks of the bus model a second."""
 MICROFRAME = 7_500
@@ -103,7 +104,7 @@ def _template() -> str:
 
 
 @lru_cache
-def _key(top: str, role: Role) -> str:
+def _key(top: str, role: Role, names: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     spec = importlib.util.find_spec("keyrail_gateware")
     if spec is None or not spec.submodule_search_locations:
@@ -115,12 +116,12 @@ def _key(top: str, role: Role) -> str:
     for path in (*sources, Path(__file__).parent / "usb_top.py"):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = [importlib.metadata.version(p) for p in ("amaranth", "luna-usb", "verilator")]
-    described = (top, role, CONTRACT_HASH, versions, FLAGS, COMPILER_FLAGS, _template())
+    described = (top, role, names, CONTRACT_HASH, versions, FLAGS, COMPILER_FLAGS, _template())
     digest.update(repr(described).encode())
     return digest.hexdigest()[:24]
 
 
-def build(top: str, role: Role) -> Path:
+def build(top: str, role: Role, names: tuple[str, ...] = ()) -> Path:
     """Build the shared library of a device with its bus, or find it in the cache.
 
     Parameters
@@ -129,6 +130,8 @@ def build(top: str, role: Role) -> Path:
         ``station``: the whole station; ``traffic``: the USB core with sources and sinks.
     role
         Whose streams.
+    names
+        Streams of the traffic generator; all if empty.
 
     Raises
     ------
@@ -138,7 +141,7 @@ def build(top: str, role: Role) -> Path:
         If the build fails; the log's place is named.
     """
     name = f"usb_{top}_{role.name.lower()}"
-    path = cache_directory() / f"{name}-{_key(top, role)}.so"
+    path = cache_directory() / f"{name}-{_key(top, role, names)}.so"
     if path.exists():
         return path
     environment = {**os.environ, **verilator_environment()}
@@ -152,7 +155,7 @@ def build(top: str, role: Role) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}-") as directory:
         work = Path(directory)
-        component = StationTop(role) if top == "station" else TrafficTop(role)
+        component = StationTop(role) if top == "station" else TrafficTop(role, names)
         text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
         (work / f"{name}.v").write_text(without_zero_memories(text))
         (work / "bus.cpp").write_text(jinja2.Template(_template()).render(top=name))
@@ -172,8 +175,8 @@ def build(top: str, role: Role) -> Path:
 
 
 @lru_cache
-def _load(top: str, role: Role) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build(top, role)))
+def _load(top: str, role: Role, names: tuple[str, ...]) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build(top, role, names)))
     handle, word, long = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
     pointer, number = ctypes.c_void_p, ctypes.c_double
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -241,14 +244,20 @@ class UsbBus:
 
     Parameters
     ----------
-    top, role
+    top, role, names
         Device behind it, see `build`.
     station_clocks
         Clocks of the station in one of the PHY's 60 MHz.
     """
 
-    def __init__(self, top: str, role: Role, station_clocks: float = STATION_CLOCKS) -> None:
-        self._library = _load(top, role)
+    def __init__(
+        self,
+        top: str,
+        role: Role,
+        names: tuple[str, ...] = (),
+        station_clocks: float = STATION_CLOCKS,
+    ) -> None:
+        self._library = _load(top, role, names)
         self._handle: int | None = self._library.keyrail_usb_create(station_clocks)
         self._next = 0
         self.device_address = 0

@@ -60,19 +60,35 @@ class TrafficTop(_Ulpi):
     """The USB core with the streams of `role`, each with a source or a checking sink behind it.
 
     Record k of a stream is k x `STEP` modulo its width. Registers, at 16 times the stream's place
-    in the contract: +0 records that a source may send; +1 share of clocks in which a record is
+    among those it has, in the contract's order: +0 records that a source may send; +1 share of clocks in which a record is
     offered or taken, of 65535; +2 records that passed; +3 records that were wrong. Writing
     `WIPE` wipes the buffers and starts the numbers anew; `STATUS` reads bit 0 wiping, bit 1 dirty.
+
+    Parameters
+    ----------
+    role
+        Whose streams.
+    names
+        Streams to have; all if empty.
     """
+
+    def __init__(self, role: Role, names: tuple[str, ...] = ()) -> None:
+        super().__init__(role)
+        self._names = names
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
         self._domain(m)
-        described, addresses = streams(self._role), endpoints(self._role)
+        addresses = endpoints(self._role)
+        described = {
+            name: stream
+            for name, stream in streams(self._role).items()
+            if not self._names or name in self._names
+        }
         core = UsbCore(
             self._pins(),
             station_identity(self._role),
-            {name: (described[name], address) for name, address in addresses.items()},
+            {name: (stream, addresses[name]) for name, stream in described.items()},
             handle_clocking=False,
         )
         m.submodules.usb = core
