@@ -22,11 +22,12 @@ with warnings.catch_warnings():
 
 __all__ = ["UsbCore", "UsbStation", "station_identity"]
 
+_DEFAULT = Configuration()
 ULPI_CLOCK, FULL_SPEED_CLOCK = 60, 12
 """Clock of the domain ``usb``, MHz: of a ULPI PHY, and of LUNA's own full-speed PHY."""
 
 
-def station_identity(role: Role, configuration: Configuration = Configuration()) -> Identity:
+def station_identity(role: Role, configuration: Configuration = _DEFAULT) -> Identity:
     """What a station says of itself on USB: role, board and sizes."""
     sizes = (
         f"toeplitz {configuration.toeplitz_input_log2}/{configuration.toeplitz_output_log2}, "
@@ -137,6 +138,14 @@ class UsbCore(wiring.Component):
             ended.eq(active & ~device.utmi.rx_active),
         ]
 
+        # Data belong to the token just before them, or to nothing: LUNA's tokenizer keeps the last
+        # token for this device, whatever came since.
+        follows, addressed = Signal(), Signal()
+        with m.If(device.utmi.rx_active & ~active):
+            m.d.usb += [addressed.eq(follows), follows.eq(0)]
+        with m.If(control.interface.tokenizer.new_token):
+            m.d.usb += follows.eq(1)
+
         tick = Signal()
         self._flush_tick(m, control.flush_us, tick)
         wiping, dirty = [], []
@@ -161,6 +170,7 @@ class UsbCore(wiring.Component):
                     port.payload.eq(endpoint.o.payload),
                     port.valid.eq(endpoint.o.valid),
                     endpoint.o.ready.eq(port.ready),
+                    endpoint.addressed.eq(addressed),
                     endpoint.restart.eq(control.restart[number]),
                     endpoint.halted.eq(control.halted[number]),
                 ]
@@ -173,6 +183,7 @@ class UsbCore(wiring.Component):
             device.full_speed_only.eq(not self._high_speed),
             control.bus_reset.eq(device.reset_detected),
             control.packet_end.eq(ended),
+            control.addressed.eq(addressed),
             control.serial.eq(self.serial),
             self.wiping.eq(Cat(*wiping).any()),
             self.dirty.eq(Cat(*dirty).any()),
@@ -241,7 +252,7 @@ class UsbStation(wiring.Component):
         self,
         role: Role,
         pins: object,
-        configuration: Configuration = Configuration(),
+        configuration: Configuration = _DEFAULT,
         *,
         identity: Identity | None = None,
         high_speed: bool = True,

@@ -148,6 +148,8 @@ class ControlEndpoint(wiring.Component):
         Strobe: the bus was reset.
     packet_end
         See `AckWindow`.
+    addressed
+        See `BulkOut`.
     serial
         Serial number, 64 bits; its string says it in hexadecimal.
     flush_us
@@ -174,6 +176,7 @@ class ControlEndpoint(wiring.Component):
             {
                 "bus_reset": In(1),
                 "packet_end": In(1),
+                "addressed": In(1),
                 "serial": In(64),
                 "flush_us": Out(16, init=USB_FLUSH_US),
                 "restart": Out(32),
@@ -256,7 +259,7 @@ class ControlEndpoint(wiring.Component):
         m.d.comb += [
             asked.eq(mine & token.is_in & token.ready_for_response),
             pinged.eq(mine & token.is_ping & token.ready_for_response),
-            answer.eq(mine & token.is_out & usb.rx_ready_for_response),
+            answer.eq(mine & self.addressed & token.is_out & usb.rx_ready_for_response),
         ]
 
         def ack() -> object:
@@ -348,7 +351,9 @@ class ControlEndpoint(wiring.Component):
                             with m.If(to_endpoint & exists & (configured | is_zero_endpoint)):
                                 m.d.usb += reply.eq(self.halted.bit_select(flag, 1))
                                 m.d.usb += give(_Source.REPLY, 2)
-                            with m.Elif(to_device | (to_interface & configured & (setup.index == 0))):
+                            with m.Elif(
+                                to_device | (to_interface & configured & (setup.index == 0))
+                            ):
                                 m.d.usb += give(_Source.REPLY, 2)
                         with m.Case(6):  # GET_DESCRIPTOR
                             with m.If(to_device):
@@ -466,12 +471,15 @@ class ControlEndpoint(wiring.Component):
             with m.Case(_State.DATA_OUT):
                 with m.If(token.new_token):
                     m.d.usb += fill.eq(0)
-                ours = mine & token.is_out & (usb.rx_pid_toggle[0] == toggle)
+                ours = mine & self.addressed & token.is_out & (usb.rx_pid_toggle[0] == toggle)
                 with m.If(ours & usb.rx.valid & usb.rx.next):
                     with m.If(fill == CONTROL_PACKET):
                         m.d.usb += unfit.eq(1)
                     with m.Else():
-                        m.d.usb += [fill.eq(fill + 1), assembled.eq(Cat(assembled, usb.rx.payload)[8:])]
+                        m.d.usb += [
+                            fill.eq(fill + 1),
+                            assembled.eq(Cat(assembled, usb.rx.payload)[8:]),
+                        ]
                     m.d.comb += [
                         words_write.addr.eq(fill[2:]),
                         words_write.data.eq(Cat(assembled, usb.rx.payload)),
@@ -555,7 +563,7 @@ class ControlEndpoint(wiring.Component):
         # Eight bytes in a DATA0 packet; anything else is no SETUP and gets no answer (8.5.3).
         with m.If(token.new_token):
             m.d.usb += came.eq(0)
-        with m.If(mine & token.is_setup):
+        with m.If(mine & self.addressed & token.is_setup):
             with m.If(usb.rx.valid & usb.rx.next & (came != 9)):
                 m.d.usb += [came.eq(came + 1), coming.eq(Cat(coming, usb.rx.payload)[8:])]
             with m.If(usb.rx_ready_for_response & (came == 8) & ~usb.rx_pid_toggle[0]):

@@ -62,7 +62,9 @@ class Identity:
                 raise ValueError(f"USB {name} identifier {getattr(self, name)}: allowed 1 to 65535")
 
 
-def _standard(identity: Identity, addresses: list[int], packet: int) -> dict[tuple[int, int], bytes]:
+def _standard(
+    identity: Identity, addresses: list[int], packet: int
+) -> dict[tuple[int, int], bytes]:
     """Device, configuration and strings for one speed, by type and index."""
     collection = DeviceDescriptorCollection()
     role = identity.role.name.lower()

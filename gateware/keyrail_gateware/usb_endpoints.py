@@ -384,6 +384,9 @@ class BulkOut(wiring.Component):
         DATA0.
     halted
         1 (``usb``): answer STALL.
+    addressed
+        1 (``usb``) while the packet that comes, or came last, is the one after a token to this
+        device.
     """
 
     def __init__(self, bits: int, number: int):
@@ -396,6 +399,7 @@ class BulkOut(wiring.Component):
                 "dirty": Out(1),
                 "restart": In(1),
                 "halted": In(1),
+                "addressed": In(1),
             }
         )
         self.interface = EndpointInterface()
@@ -423,9 +427,7 @@ class BulkOut(wiring.Component):
 
         # -- the cable's side ------------------------------------------------------------------
         size = Signal(BANK_BITS + 1)
-        m.d.usb += size.eq(
-            Mux(usb.speed == USBSpeed.HIGH, USB_PACKET_HIGH, USB_PACKET_FULL)
-        )
+        m.d.usb += size.eq(Mux(usb.speed == USBSpeed.HIGH, USB_PACKET_HIGH, USB_PACKET_FULL))
         bank = Signal(range(BANKS))
         fill = Signal(BANK_BITS + 1)
         overrun, accepting, toggle = Signal(), Signal(), Signal()
@@ -437,12 +439,13 @@ class BulkOut(wiring.Component):
             here.eq(tokenizer.is_out & (tokenizer.endpoint == self._number)),
             put.eq(
                 here
+                & self.addressed
                 & accepting
                 & usb.rx.valid
                 & usb.rx.next
                 & (usb.rx_pid_toggle[0] == toggle)
             ),
-            answer.eq(here & usb.rx_ready_for_response),
+            answer.eq(here & self.addressed & usb.rx_ready_for_response),
             ping.eq(
                 tokenizer.is_ping
                 & (tokenizer.endpoint == self._number)

@@ -278,7 +278,12 @@ def list_devices(json_file: str | None, watch: bool) -> None:
     if not found:
         click.echo("No board is plugged in.")
     for one, entry in zip(found, described, strict=True):
-        words = [one.name, entry["role"] or "", one.board, one.contract and f"contract {one.contract}"]
+        words = [
+            one.name,
+            entry["role"] or "",
+            one.board,
+            one.contract and f"contract {one.contract}",
+        ]
         click.echo("  ".join(word for word in words if word))
         if one.problem:
             click.echo(f"  {one.problem}")

@@ -236,9 +236,7 @@ def _words(usb1: Any, handle: Any, offset: int, count: int, name: str, timeout: 
         at = offset + len(values)
         try:
             data = bytes(
-                handle.controlRead(
-                    _IN_VENDOR, VendorRequest.REGISTERS, 0, at, 4 * part, timeout
-                )
+                handle.controlRead(_IN_VENDOR, VendorRequest.REGISTERS, 0, at, 4 * part, timeout)
             )
         except usb1.USBError as error:
             raise _explain(usb1, error, name, f"read register {at:#x}") from None
@@ -606,6 +604,7 @@ class UsbBoard(Board):
                 self._fail(stream, _explain(self._usb1, error, self.name, f"send {name}"))
 
     def close(self) -> None:
+        """Give the board free and wipe its queues; harmless when it is closed already."""
         self._stop()
         if self._own_context:
             self._own_context = False
@@ -713,16 +712,19 @@ class UsbBoard(Board):
         return self._handle
 
     def read_word(self, offset: int) -> int:
+        """Read the 32-bit word at `offset` by a control request."""
         timeout = self.settings.control_ms
         return _words(self._usb1, self._alive(), offset, 1, self.name, timeout)[0]
 
     def read(self, name: str) -> int:
+        """Value of register `name`; both words of a pair come with one request."""
         register = self.register(name)
         handle, timeout = self._alive(), self.settings.control_ms
         words = _words(self._usb1, handle, register.offset, register.words, self.name, timeout)
         return sum(word << 32 * i for i, word in enumerate(words))
 
     def write_word(self, offset: int, value: int) -> None:
+        """Write the 32-bit word at `offset`; it has taken effect on return."""
         handle = self._alive()
         try:
             handle.controlWrite(
@@ -755,6 +757,7 @@ class UsbBoard(Board):
             raise _explain(self._usb1, error, self.name, "set the flush time") from None
 
     def send_bytes(self, stream: Stream, data: npt.NDArray[np.uint8]) -> None:
+        """Queue whole records for a stream to the board; raises the error of one that failed."""
         self._alive()
         with self._change:
             queue = self._out[stream.name]
@@ -765,6 +768,7 @@ class UsbBoard(Board):
                 self._push(stream.name)
 
     def receive_bytes(self, stream: Stream) -> npt.NDArray[np.uint8]:
+        """Take whole records that have come; raises the error of a stream that failed, once empty."""
         if self._thread is None and self._handle is not None and self._lost is None:
             self._pump(0)
         with self._change:
@@ -780,6 +784,7 @@ class UsbBoard(Board):
             return np.frombuffer(whole, np.uint8)
 
     def pending(self, name: str) -> int:
+        """Records queued for stream `name` whose transfers are not complete."""
         stream = self.stream(name, Direction.TO_BOARD)
         with self._change:
             return self._out[name].bytes // stream.record.bytes
@@ -854,9 +859,7 @@ def open_board(
         except usb1.USBError as error:
             raise _explain(usb1, error, name, "open the board") from None
         try:
-            role = _check_contract(
-                name, _identity(usb1, handle, name, settings.control_ms)
-            )
+            role = _check_contract(name, _identity(usb1, handle, name, settings.control_ms))
         except BaseException:
             handle.close()
             raise

@@ -28,7 +28,7 @@ class SimulatedTransfer:
         self._status, self._actual = 0, 0
         self._buffer = bytearray()
 
-    def setBulk(  # noqa: N802, D102
+    def setBulk(  # noqa: N802
         self,
         endpoint: int,
         buffer_or_len: Any,
@@ -41,13 +41,13 @@ class SimulatedTransfer:
         self._buffer = bytearray(buffer_or_len)
         self._length = buffer_or_len if is_length else len(buffer_or_len)
 
-    def submit(self) -> None:  # noqa: D102
+    def submit(self) -> None:
         incoming = bool(self._endpoint & 0x80)
         content = self._length if incoming else bytes(self._buffer)
         self._identifier = self._context.bus.submit(self._endpoint, content)
         self._context.flying[self._identifier] = self
 
-    def cancel(self) -> None:  # noqa: D102
+    def cancel(self) -> None:
         if self._identifier is not None:
             self._context.bus.cancel(self._endpoint, self._identifier)
 
@@ -60,19 +60,19 @@ class SimulatedTransfer:
         if self._callback is not None:
             self._callback(self)
 
-    def isSubmitted(self) -> bool:  # noqa: N802, D102
+    def isSubmitted(self) -> bool:  # noqa: N802
         return self._identifier is not None
 
-    def getStatus(self) -> int:  # noqa: N802, D102
+    def getStatus(self) -> int:  # noqa: N802
         return self._status
 
-    def getActualLength(self) -> int:  # noqa: N802, D102
+    def getActualLength(self) -> int:  # noqa: N802
         return self._actual
 
-    def getBuffer(self) -> bytearray:  # noqa: N802, D102
+    def getBuffer(self) -> bytearray:  # noqa: N802
         return self._buffer
 
-    def getUserData(self) -> Any:  # noqa: N802, D102
+    def getUserData(self) -> Any:  # noqa: N802
         return self._user_data
 
 
@@ -82,13 +82,13 @@ class SimulatedHandle:
     def __init__(self, context: SimulatedContext) -> None:
         self._context = context
 
-    def claimInterface(self, interface: int) -> None:  # noqa: N802, D102
+    def claimInterface(self, interface: int) -> None:  # noqa: N802
         pass
 
-    def releaseInterface(self, interface: int) -> None:  # noqa: N802, D102
+    def releaseInterface(self, interface: int) -> None:  # noqa: N802
         pass
 
-    def setInterfaceAltSetting(self, interface: int, setting: int) -> None:  # noqa: N802, D102
+    def setInterfaceAltSetting(self, interface: int, setting: int) -> None:  # noqa: N802
         self._request(lambda bus: bus.control_out(0x01, 11, setting, interface))
         for address in endpoints(self._context.role).values():
             self._context.bus.open_endpoint(address)
@@ -102,24 +102,22 @@ class SimulatedHandle:
         except BusError:
             raise usb1.USBErrorIO from None
 
-    def controlRead(  # noqa: N802, D102
+    def controlRead(  # noqa: N802
         self, kind: int, request: int, value: int, index: int, length: int, timeout: int = 0
     ) -> bytes:
-        data: bytes = self._request(
-            lambda bus: bus.control_in(kind, request, value, index, length)
-        )
+        data: bytes = self._request(lambda bus: bus.control_in(kind, request, value, index, length))
         return data
 
-    def controlWrite(  # noqa: N802, D102
+    def controlWrite(  # noqa: N802
         self, kind: int, request: int, value: int, index: int, data: bytes, timeout: int = 0
     ) -> int:
         self._request(lambda bus: bus.control_out(kind, request, value, index, bytes(data)))
         return len(data)
 
-    def getTransfer(self) -> SimulatedTransfer:  # noqa: N802, D102
+    def getTransfer(self) -> SimulatedTransfer:  # noqa: N802
         return SimulatedTransfer(self._context)
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         for transfer in list(self._context.flying.values()):
             transfer.cancel()
         self._context.deliver()
@@ -131,19 +129,19 @@ class SimulatedDevice:
     def __init__(self, context: SimulatedContext) -> None:
         self._context = context
 
-    def getVendorID(self) -> int:  # noqa: N802, D102
+    def getVendorID(self) -> int:  # noqa: N802
         return USB_VENDOR
 
-    def getProductID(self) -> int:  # noqa: N802, D102
+    def getProductID(self) -> int:  # noqa: N802
         return USB_PRODUCT
 
-    def getBusNumber(self) -> int:  # noqa: N802, D102
+    def getBusNumber(self) -> int:  # noqa: N802
         return 0
 
-    def getPortNumberList(self) -> list[int]:  # noqa: N802, D102
+    def getPortNumberList(self) -> list[int]:  # noqa: N802
         return [1]
 
-    def open(self) -> SimulatedHandle:  # noqa: D102
+    def open(self) -> SimulatedHandle:
         return SimulatedHandle(self._context)
 
 
@@ -164,7 +162,7 @@ class SimulatedContext:
         self.bus.plug()
         self.bus.enumerate()
 
-    def getDeviceIterator(self, skip_on_error: bool = False) -> Iterator[SimulatedDevice]:  # noqa: N802, D102
+    def getDeviceIterator(self, skip_on_error: bool = False) -> Iterator[SimulatedDevice]:  # noqa: N802
         yield SimulatedDevice(self)
 
     def deliver(self) -> None:
@@ -173,11 +171,11 @@ class SimulatedContext:
             transfer = self.flying.pop(done.identifier)
             transfer.complete(self._statuses[done.status], done.data, done.actual)
 
-    def handleEventsTimeout(self, tv: float = 0) -> None:  # noqa: N802, D102
+    def handleEventsTimeout(self, tv: float = 0) -> None:  # noqa: N802
         self.bus.run(max(1, round(tv * CLOCK / MICROFRAME)), stop=True)
         self.deliver()
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         self.bus.close()
 
 

@@ -21,10 +21,9 @@ import jinja2
 from keyrail.cache import cache_directory
 from keyrail.contract import CONTRACT_HASH, Role
 from keyrail.errors import KeyrailError, MissingExtra
-from keyrail_sim.verilate import verilator_environment, without_zero_memories
-from keyrail_sim.verilated import FLAGS
+from keyrail_sim.verilate import shared_runtime, verilator_environment, without_zero_memories
+from keyrail_sim.verilated import COMPILER_FLAGS, FLAGS
 
-COMPILER_FLAGS = "-O1 -fPIC -std=c++17"
 CLOCK = 60_000_000
 """Clocks of the bus model a second."""
 MICROFRAME = 7_500
@@ -162,9 +161,10 @@ def build(top: str, role: Role, names: tuple[str, ...] = ()) -> Path:
         command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", name]
         command += [*FLAGS, "-CFLAGS", COMPILER_FLAGS, "-LDFLAGS", "-shared"]
         command += ["--Mdir", "obj", "-o", "bus.so", f"{name}.v", "bus.cpp"]
-        done = subprocess.run(
-            command, cwd=work, env=environment, capture_output=True, text=True, check=False
-        )
+        with shared_runtime(work / "obj", repr((FLAGS, COMPILER_FLAGS))):
+            done = subprocess.run(
+                command, cwd=work, env=environment, capture_output=True, text=True, check=False
+            )
         if done.returncode:
             log = path.parent / f"{name}-build.log"
             log.write_text(done.stdout + done.stderr)
@@ -260,6 +260,7 @@ class UsbBus:
         self._library = _load(top, role, names)
         self._handle: int | None = self._library.keyrail_usb_create(station_clocks)
         self._next = 0
+        self._incoming: set[int] = set()
         self.device_address = 0
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -281,7 +282,7 @@ class UsbBus:
     @property
     def high_speed(self) -> bool:
         """The PHY is set to high speed, terminations on."""
-        return self._call("control") & 7 == 0
+        return bool(self._call("control") & 7 == 0)
 
     @property
     def turnaround(self) -> int:
@@ -392,9 +393,7 @@ class UsbBus:
             self.send(bytes((0xD2,)), 8)
         return answer
 
-    def transaction_out(
-        self, pid: Pid, endpoint: int, data: bytes, toggle: int
-    ) -> bytes | None:
+    def transaction_out(self, pid: Pid, endpoint: int, data: bytes, toggle: int) -> bytes | None:
         """SETUP or OUT transaction: the device's handshake."""
         self.send(token(pid, self.device_address, endpoint))
         self.send(data_packet(Pid.DATA1 if toggle else Pid.DATA0, data))
@@ -485,7 +484,7 @@ class UsbBus:
     # -- transfers ---------------------------------------------------------------------------
 
     def open_endpoint(self, address: int) -> None:
-        """Begin with DATA0 at an endpoint."""
+        """Begin with DATA0 at an endpoint, nothing queued, nothing counted."""
         self._call("endpoint", address)
 
     def submit(self, address: int, data: bytes | int) -> int:
@@ -494,6 +493,8 @@ class UsbBus:
         content = data if isinstance(data, bytes) else b""
         length = len(data) if isinstance(data, bytes) else data
         self._call("submit", address, self._next, content, length)
+        if address & 0x80:
+            self._incoming.add(self._next)
         return self._next
 
     def cancel(self, address: int, identifier: int) -> bool:
@@ -520,14 +521,10 @@ class UsbBus:
         while self._call("completed", *references):
             buffer = ctypes.create_string_buffer(max(1, actual.value))
             self._call("collect", buffer)
-            found.append(
-                Completion(
-                    identifier.value,
-                    TransferStatus(status.value),
-                    buffer.raw[: actual.value],
-                    actual.value,
-                )
-            )
+            came = buffer.raw[: actual.value] if identifier.value in self._incoming else b""
+            self._incoming.discard(identifier.value)
+            state = TransferStatus(status.value)
+            found.append(Completion(identifier.value, state, came, actual.value))
         return found
 
     def counts(self, address: int) -> Counts:

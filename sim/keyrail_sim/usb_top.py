@@ -16,7 +16,7 @@ STEP = 0x9E37_79B9_7F4A_7C15
 WIPE, STATUS = 0xF000, 0xF001
 
 
-class _Ulpi(wiring.Component):
+class _Ulpi(wiring.Component):  # type: ignore[misc]
     """Flat ports of a ULPI PHY, and the clock that it gives."""
 
     def __init__(self, role: Role) -> None:

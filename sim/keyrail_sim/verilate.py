@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import re
 import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from keyrail.cache import cache_directory
 from keyrail.errors import MissingExtra, MissingTool
 
 SYSTEM_TOOLS = {"g++": "g++", "make": "make", "perl": "perl"}
@@ -43,6 +50,37 @@ def verilator_environment() -> dict[str, str]:
         "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include",
         "AMARANTH_USE_YOSYS": "builtin",
     }
+
+
+@contextmanager
+def shared_runtime(build: Path, flags: str) -> Iterator[None]:
+    """Objects of Verilator's own library, compiled once for all builds with the same flags.
+
+    They take longer to compile than a small design. Inside, Verilator's build runs in `build`.
+
+    Parameters
+    ----------
+    build
+        Its folder for objects; made if absent.
+    flags
+        All that the objects depend on beside Verilator's version.
+    """
+    version = importlib.metadata.version("verilator")
+    key = hashlib.sha256(repr((version, flags)).encode()).hexdigest()[:16]
+    runtime = cache_directory() / f"verilator-{key}"
+    build.mkdir(parents=True, exist_ok=True)
+    for kept in runtime.glob("*.o"):
+        # Newer than the makefile that Verilator is about to write, on which they depend.
+        shutil.copyfile(kept, build / kept.name)
+        os.utime(build / kept.name, (time.time() + 3600,) * 2)
+    yield
+    for made in build.glob("verilated*.o"):
+        if not (runtime / made.name).exists():
+            runtime.mkdir(parents=True, exist_ok=True)
+            # Renaming is atomic: two builds at once both end with a whole file.
+            with tempfile.NamedTemporaryFile(dir=runtime, suffix=".new", delete=False) as new:
+                new.write(made.read_bytes())
+            Path(new.name).replace(runtime / made.name)
 
 
 _ZERO = re.compile(r"^ +\S+\[\d+\] = \d+'[hdb]0+;\n", re.MULTILINE)

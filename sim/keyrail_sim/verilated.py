@@ -23,7 +23,7 @@ from keyrail.board import Board, BoardError
 from keyrail.cache import cache_directory
 from keyrail.contract import CONTRACT_HASH, Direction, Role, Stream, streams
 from keyrail.errors import KeyrailError, MissingExtra
-from keyrail_sim.verilate import verilator_environment, without_zero_memories
+from keyrail_sim.verilate import shared_runtime, verilator_environment, without_zero_memories
 
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "0", "--noassert", "-Wno-fatal")
 """Verilator's flags; part of the cache's key."""
@@ -114,9 +114,10 @@ def build(role: Role) -> Path:
         command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", top]
         command += [*FLAGS, "-CFLAGS", COMPILER_FLAGS, "-LDFLAGS", "-shared"]
         command += ["--Mdir", "obj", "-o", "station.so", f"{top}.v", "station.cpp"]
-        done = subprocess.run(
-            command, cwd=work, env=environment, capture_output=True, text=True, check=False
-        )
+        with shared_runtime(work / "obj", repr((FLAGS, COMPILER_FLAGS))):
+            done = subprocess.run(
+                command, cwd=work, env=environment, capture_output=True, text=True, check=False
+            )
         if done.returncode:
             log = path.parent / f"{top}-build.log"
             log.write_text(done.stdout + done.stderr)
