@@ -768,7 +768,7 @@ class UsbBoard(Board):
                 self._push(stream.name)
 
     def receive_bytes(self, stream: Stream) -> npt.NDArray[np.uint8]:
-        """Take whole records that have come; raises the error of a stream that failed, once empty."""
+        """Take whole records that have come; once there are none, raise the stream's error."""
         if self._thread is None and self._handle is not None and self._lost is None:
             self._pump(0)
         with self._change:

@@ -60,9 +60,10 @@ class TrafficTop(_Ulpi):
     """The USB core with the streams of `role`, each with a source or a checking sink behind it.
 
     Record k of a stream is k x `STEP` modulo its width. Registers, at 16 times the stream's place
-    among those it has, in the contract's order: +0 records that a source may send; +1 share of clocks in which a record is
-    offered or taken, of 65535; +2 records that passed; +3 records that were wrong. Writing
-    `WIPE` wipes the buffers and starts the numbers anew; `STATUS` reads bit 0 wiping, bit 1 dirty.
+    among those it has, in the contract's order: +0 records that a source may send; +1 share of
+    clocks in which a record is offered or taken, of 65535; +2 records that passed; +3 records that
+    were wrong. Writing `WIPE` wipes the buffers and starts the numbers anew; `STATUS` reads bit 0
+    wiping, bit 1 dirty.
 
     Parameters
     ----------
