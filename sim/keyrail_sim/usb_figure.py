@@ -164,7 +164,7 @@ def _latency(device: _Device, flush_us: int, tries: int) -> dict[str, Any]:
 
 def figure() -> dict[str, Any]:
     """Streams alone and together, over the host's delays, starvation, damage; latency."""
-    results = []
+    results: list[dict[str, Any]] = []
 
     def measure(case: str, active: list[str], **settings: Any) -> None:
         timing = {"turnaround": 8, "gap": 11, **settings.pop("timing", {})}
