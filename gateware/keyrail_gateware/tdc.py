@@ -372,7 +372,8 @@ class Calibrator(wiring.Component):
     After reset, and until `ready`, the tables are filled with the delays of an ideal line; what is
     stamped by those is marked as not calibrated.
 
-    Time: the edges asked for, at most one in 4 clocks, then 25 + h clocks a code.
+    Time: the edges asked for, at most one in 3 clocks, then h + 8 clocks a code, and more only if
+    the input's own edges leave no clock for a look at the table in use.
 
     Parameters
     ----------
@@ -406,7 +407,7 @@ class Calibrator(wiring.Component):
         Command for one calibration, which begins when the one under way has ended; another
         command before that replaces it.
     abort
-        Give up collecting, and what was asked for.
+        Give up collecting, or waiting for a look at the table in use, and what was asked for.
     ready
         1 once the tables are filled after reset.
     busy, result
@@ -696,6 +697,10 @@ class Calibrator(wiring.Component):
                     m.d.sync += product.eq(self._full)
                 with m.If(~peeking):
                     m.next = "COMPARE"
+                with m.Elif(give_up):
+                    # An input with edges in every clock leaves none for a peek.
+                    m.d.sync += [peeking.eq(0), outcome.eq(TdcResult.ABORTED), code.eq(0)]
+                    m.next = "CLEAR"
             with m.State("COMPARE"):
                 m.d.sync += delta.eq(product - old)
                 m.next = "MEASURE"

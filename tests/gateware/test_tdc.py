@@ -343,6 +343,22 @@ async def bench_calibration(dut):
     dut.abort.value = 0
     assert await ended(dut, watch) == TdcResult.ABORTED
     assert dut.source.value == 0
+    # Noise with an edge in every clock leaves no look at the table: tags go on, abort ends it.
+    await command(dut, watch, number, photons=1)
+    before, level = ledger(dut, "tdc")["out"], 0
+    everything = (1 << LINES * TAPS) - 1
+    for clock in range(4 << HITS_LOG2):
+        level = everything - level
+        samples = [0] * INPUTS
+        samples[number] = level
+        dut.abort.value = int(clock == (4 << HITS_LOG2) - 2 * CODES)
+        await watch.step(samples)
+    assert not dut.busy.value
+    assert dut.result.value == TdcResult.ABORTED
+    assert ledger(dut, "tdc")["out"] - before > (4 << HITS_LOG2) - 40
+    for _ in range(8):
+        await watch.step([0] * INPUTS)
+    watch.take()
     # In turn, from the oscillator: both inputs, both kinds, until it is cleared.
     dut.oscillator.value = 1
     visited = set()
