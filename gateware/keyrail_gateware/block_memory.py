@@ -87,7 +87,13 @@ class BlockMemory(wiring.Component):
         loaded = Signal()
         m.d.comb += [
             self.busy.eq(wiping),
-            self.full.eq(~self.on_host & ((self.count + self.i.valid) >= self._depth)),
+            self.full.eq(
+                ~self.on_host
+                & (
+                    self.count[address_bits:].any()
+                    | (self.count[:address_bits].all() & self.i.valid)
+                )
+            ),
             self.done.eq(passing & (given == self.count) & ~self.rewind),
         ]
 

@@ -16,10 +16,12 @@ from keyrail.contract import (
     MAGIC,
     RECEIVER_ENTRY,
     SENDER_ENTRY,
+    STATES_PER_WORD,
     BlockState,
     BoardCode,
     Direction,
     Mode,
+    Randomness,
     Role,
     ToeplitzCommand,
     streams,
@@ -32,11 +34,13 @@ from .block_memory import BlockMemory
 from .condition import event_layout
 from .front_end import FrontEnd
 from .gate import Gate
+from .generator import Generator
 from .histogram import Histogram
 from .register_bank import BusSignature, RegisterBank
 from .resolver import Resolver
 from .sifter import Sifter
 from .slotter import Slotter
+from .source import Source
 from .squash import Squash
 from .state_memory import StateMemory
 from .t2_encoder import T2Encoder, T2Serialiser
@@ -66,6 +70,10 @@ class Configuration:
         and tags come stamped and in order, on the stream ``tags``.
     board
         Board it is built for, as the register ``board`` says.
+    order_log2
+        2^this announcements can wait in the sender until states past its ring are recalled.
+    gear, modulators
+        Samples a clock of each modulator output of the sender, and their number.
     """
 
     toeplitz_input_log2: int = 18
@@ -75,6 +83,9 @@ class Configuration:
     tag_fifo_log2: int = 12
     inputs: int = 0
     board: BoardCode = BoardCode.SIMULATED
+    order_log2: int = 10
+    gear: int = 4
+    modulators: int = 6
 
 
 class _Station(wiring.Component):
@@ -100,7 +111,11 @@ class _Station(wiring.Component):
             members[name] = flow(stream.Signature(described.record.bits))
         if self.role is Role.RECEIVER:
             members |= {f"event_{n}": In(event_layout()) for n in range(configuration.inputs)}
-        super().__init__(members)
+        super().__init__(members | self._outputs())
+
+    def _outputs(self) -> dict[str, wiring.Member]:
+        """Ports beside the streams."""
+        return {}
 
     def _common(self, m: Module) -> None:
         """Registers, identity, mode, wipe, Toeplitz engine and block control."""
@@ -468,8 +483,10 @@ class Receiver(_Station):
 class Sender(_Station):
     """The sender's station: states and announcements to sifted bits.
 
-    Live, each announced slot is looked up in state memory and its state moves to block memory.
-    After the block has closed, the bases meet block memory in the sifter.
+    Live, the source takes a state a slot from the host or from the on-board generator, drives the
+    modulators with it and gives it to state memory; each announced slot is looked up there and its
+    state moves to block memory. What has left the ring is asked of the control PC, or made again
+    by the generator. After the block has closed, the bases meet block memory in the sifter.
 
     Parameters
     ----------
@@ -487,36 +504,123 @@ class Sender(_Station):
     wipe, cable_wiping, cable_dirty
         Wiping of the buffers on the way to the cable: 1 for the clock in which they are to
         begin; 1 while they wipe; 1 while they hold something that came from the host.
-    states, announcements, bases, replies, sifted, block_out, block_in, toeplitz_key,
-    toeplitz_seed, toeplitz_out
+    modulators
+        Samples of the modulator outputs in this clock, those of output 0 in the low bits.
+    fine_delays
+        Delay of each output in steps of its pin, 7 bits each.
+    states, generator_key, announcements, missed, recalled, bases, replies, sifted, block_out,
+    block_in, toeplitz_key, toeplitz_seed, toeplitz_out
         Streams of the contract, whole records as payload.
     """
 
     role = Role.SENDER
 
+    def _outputs(self) -> dict[str, wiring.Member]:
+        sizes = self.configuration
+        return {
+            "modulators": Out(sizes.gear * sizes.modulators),
+            "fine_delays": Out(7 * sizes.modulators),
+        }
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         self._common(m)
         bank, control, memory = self.bank, self.control, self.memory
-        values = bank.values
+        values, status, sizes = bank.values, bank.status, self.configuration
         restart_block = Signal()
         m.d.comb += restart_block.eq(control.restart | self.wipe)
         on_block = ResetInserter(restart_block)
 
-        m.submodules.state_memory = states = StateMemory(1 << self.configuration.horizon_log2)
+        m.submodules.source = source = on_block(Source(sizes.gear, sizes.modulators))
+        m.submodules.generator = generator = Generator()
+        m.submodules.state_memory = states = StateMemory(
+            1 << sizes.horizon_log2, 1 << sizes.order_log2
+        )
         m.submodules.sifter = sifter = on_block(Sifter())
         m.submodules.tally = tally = on_block(SenderTally())
+
+        # Settings of the source hold for a whole block.
+        settings = Signal(values.source.shape())
+        frame = Signal(values.source_frame.shape())
+        with m.If(~control.open):
+            m.d.sync += [settings.eq(values.source), frame.eq(values.source_frame)]
+        first_slot, last_slot = values.states_first_slot.value, values.block_last_slot.value
+        index_bits = STATES_PER_WORD.bit_length() - 1
         m.d.comb += [
+            source.open.eq(control.open),
+            source.paced.eq(settings.paced),
+            source.clocks.eq(settings.clocks),
+            source.first_word.eq(first_slot[index_bits:]),
+            source.last_word.eq(last_slot[index_bits:]),
+            source.words_log2.eq(frame.words_log2),
+            source.sync_words.eq(frame.sync_words),
+            generator.rekey.eq(control.state == BlockState.IDLE),
+            generator.start.eq(control.restart),
+            generator.discard.eq(control.wipe_memory),
+            generator.live.eq(values.source.generator),
+            generator.first_word.eq(first_slot[index_bits:]),
+            generator.last_word.eq(last_slot[index_bits:]),
+            generator.z.eq(values.generator_bias.z),
+            generator.signal.eq(values.generator_bias.signal),
+            generator.nonce.eq(values.generator_nonce.value),
+            generator.wipe.eq(self.wipe),
             states.open.eq(control.open),
-            states.first_state.eq(values.states_first_slot.value),
+            states.recall.eq(settings.recall | settings.generator),
+            states.stopped.eq(source.ended | source.starved),
+            states.words_log2.eq(frame.words_log2),
+            states.sync_words.eq(frame.sync_words),
+            states.first_state.eq(first_slot),
             states.first_slot.eq(values.block_first_slot.value),
             states.full.eq(memory.full),
             states.wipe.eq(control.wipe_memory),
-            bank.status.states_next_slot.value.eq(states.next_slot),
+            status.states_next_slot.value.eq(states.next_slot),
+            status.source_status.running.eq(source.running),
+            status.source_status.ended.eq(source.ended),
+            status.source_status.starved.eq(source.starved),
+            status.source_status.keyed.eq(generator.keyed),
+            status.source_status.repeated.eq(generator.repeated),
+            status.source_configuration.gear.eq(sizes.gear),
+            status.source_configuration.modulators.eq(sizes.modulators),
+            status.source_configuration.generator.eq(1),
+            # What the host says of the generator's states does not count.
+            status.states_randomness.value.eq(
+                Mux(values.source.generator, Randomness.GENERATOR, values.source.label)
+            ),
+            self.modulators.eq(source.samples.as_value()),
             sifter.exhausted.eq(memory.done),
             control.pass_done.eq(memory.done),
         ]
-        self._connect(m, self.states, states.states)
+        for index in range(sizes.modulators):
+            setting = values[f"modulator_{index}"]
+            m.d.comb += [
+                source.settings[index].as_value().eq(setting.as_value()),
+                self.fine_delays.word_select(index, 7).eq(setting.fine),
+            ]
+
+        by_generator = settings.generator
+        m.d.comb += [
+            source.words.payload.as_value().eq(
+                Mux(by_generator, generator.words.payload.as_value(), self.states.payload)
+            ),
+            source.words.valid.eq(Mux(by_generator, generator.words.valid, self.states.valid)),
+            generator.words.ready.eq(source.words.ready & by_generator),
+            self.states.ready.eq(source.words.ready & ~by_generator),
+            generator.missed.payload.eq(states.missed.payload),
+            generator.missed.valid.eq(states.missed.valid & by_generator),
+            self.missed.payload.eq(states.missed.payload.as_value()),
+            self.missed.valid.eq(states.missed.valid & ~by_generator),
+            states.missed.ready.eq(Mux(by_generator, generator.missed.ready, self.missed.ready)),
+            states.recalled.payload.as_value().eq(
+                Mux(by_generator, generator.recalled.payload.as_value(), self.recalled.payload)
+            ),
+            states.recalled.valid.eq(
+                Mux(by_generator, generator.recalled.valid, self.recalled.valid)
+            ),
+            generator.recalled.ready.eq(states.recalled.ready & by_generator),
+            self.recalled.ready.eq(states.recalled.ready & ~by_generator),
+        ]
+        self._connect(m, self.generator_key, generator.key)
+        self._connect(m, source.fed, states.states)
         self._connect(m, self.announcements, states.lookup)
         self._connect(m, states.entry, memory.i)
         self._connect(m, memory.o, sifter.entry, control.basis)
@@ -525,10 +629,14 @@ class Sender(_Station):
         self._connect(m, sifter.sifted, tally.i)
         self._connect(m, tally.o, self.sifted)
         for name, block in (
+            ("source", source),
             ("state_memory", states),
             ("sifter", sifter),
             ("sender_tally", tally),
         ):
             self._ledger(m, name, block.counts)
-        self._finish(m, Signal(), states.busy)
+        # A block that is not open leaves the generator's words where they are.
+        generator_works = Signal()
+        m.d.comb += generator_works.eq(generator.busy | (generator.working & control.open))
+        self._finish(m, Signal(), states.busy | states.working | source.running | generator_works)
         return m

@@ -175,8 +175,8 @@ class Board(ABC):
         Returns
         -------
         dict of str to int
-            ``contract_version``, ``contract_hash``, ``gateware_version``, ``role`` and the
-            fields of ``configuration``.
+            ``contract_version``, ``contract_hash``, ``gateware_version``, ``role``, the fields of
+            ``configuration``, and of a sender ``states_randomness`` (`Randomness`).
 
         Raises
         ------
@@ -201,12 +201,16 @@ class Board(ABC):
         role = self.read("role")
         if role != self.role:
             raise BoardError(f"{self.name}: role {role} instead of {self.role} (see `role`)")
+        sender = {}
+        if self.role is Role.SENDER:
+            sender["states_randomness"] = self.read("states_randomness")
         return {
             "contract_version": version,
             "contract_hash": contract,
             "gateware_version": self.read("gateware_version"),
             "role": role,
             **self.read_fields("configuration"),
+            **sender,
         }
 
     def ledger(self, block: str, at_frame: bool = False) -> dict[str, int]:

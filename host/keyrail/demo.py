@@ -385,8 +385,8 @@ def _block(
     outcome.period_ps = tuning.period / (1 << PERIOD_FRACTION_BITS)
 
     alice_end, bob_end = memory_pair()
-    alice = SenderStation(alice_board, alice_end)
     coins, states = sources("coins"), sources("states")
+    alice = SenderStation(alice_board, alice_end, states.label)
     outcome.randomness = {"states": states.label, "coins": coins.label}
     bob = ReceiverStation(bob_board, bob_end, coins)
     alice_board.write("mode", Mode.KEY)

@@ -6,7 +6,20 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BASIS_BIT", "BIT_BIT", "DECOY_BIT", "PRESENT_BIT", "quantised", "random_states"]
+from keyrail.contract import STATE_BITS, STATE_WORD, STATES_PER_WORD
+from keyrail.layouts import Structured, zeros
+
+__all__ = [
+    "BASIS_BIT",
+    "BIT_BIT",
+    "DECOY_BIT",
+    "PRESENT_BIT",
+    "quantised",
+    "random_states",
+    "state_words",
+    "threshold",
+    "word_states",
+]
 
 BASIS_BIT, BIT_BIT, DECOY_BIT, PRESENT_BIT = 1, 2, 4, 8
 """Masks of a state's code, as in the contract's ``state``: basis X, bit 1, decoy, present."""
@@ -32,7 +45,7 @@ def quantised(probability: float) -> float:
     ValueError
         If the probability lies outside 0 to 1.
     """
-    return _threshold("probability", probability) / 65536
+    return threshold("probability", probability) / 65536
 
 
 def random_states(
@@ -70,7 +83,7 @@ def random_states(
     """
     if slots < 0:
         raise ValueError(f"slots: {slots}; at least 0")
-    z, signal = _threshold("p_z", p_z), _threshold("p_signal", p_signal)
+    z, signal = threshold("p_z", p_z), threshold("p_signal", p_signal)
     states = np.empty(slots, dtype=np.uint8)
     for start in range(0, slots, _BLOCK):
         block = states[start : start + _BLOCK]
@@ -93,7 +106,55 @@ def _draw(rng_bytes: Callable[[int], bytes], n: int) -> NDArray[np.uint8]:
     return np.frombuffer(drawn, dtype=np.uint8)
 
 
-def _threshold(name: str, probability: float) -> int:
+def threshold(name: str, probability: float) -> int:
+    """Give the threshold that 16 uniform bits are compared with, 0 to 65536.
+
+    Parameters
+    ----------
+    name : str
+        What the probability is called in an error.
+    probability : float
+        0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If the probability lies outside 0 to 1.
+    """
     if not 0 <= probability <= 1:
         raise ValueError(f"{name}: {probability}; allowed is 0 to 1")
     return round(probability * 65536)
+
+
+def state_words(states: NDArray[np.uint8]) -> Structured:
+    """Pack states as they go to the board, 3 bits a slot.
+
+    Parameters
+    ----------
+    states : ndarray of uint8, shape (16 n,)
+        State codes; what lies above bit 2 is left out.
+
+    Returns
+    -------
+    ndarray
+        ``state_word`` records, shape (n,).
+
+    Raises
+    ------
+    ValueError
+        If the number of states is no multiple of 16.
+    """
+    if len(states) % STATES_PER_WORD:
+        raise ValueError(f"{len(states)} states; allowed is a multiple of {STATES_PER_WORD}")
+    words = zeros(STATE_WORD, len(states) // STATES_PER_WORD)
+    for i in range(STATES_PER_WORD):
+        words[f"state_{i}"] = states[i::STATES_PER_WORD] & ((1 << STATE_BITS) - 1)
+    return words
+
+
+def word_states(words: Structured) -> NDArray[np.uint8]:
+    """Give the states of ``state_word`` records, codes of 3 bits; the reverse of `state_words`."""
+    states = np.empty(len(words) * STATES_PER_WORD, np.uint8)
+    for i in range(STATES_PER_WORD):
+        states[i::STATES_PER_WORD] = words[f"state_{i}"]
+    return states

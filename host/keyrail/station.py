@@ -21,18 +21,18 @@ from keyrail.contract import (
     BASIS,
     COIN,
     REPLY,
-    STATE_BITS,
-    STATE_WORD,
-    STATES_PER_WORD,
     BlockCommand,
     BlockState,
     Mode,
+    Randomness,
 )
 from keyrail.distil.toeplitz import toeplitz_hash
 from keyrail.layouts import Structured, pack, unpack, zeros
 from keyrail.link import LinkEnd
 from keyrail.messages import ProtocolError
-from keyrail.randomness import RandomSource
+from keyrail.randomness import Label, RandomSource
+from keyrail.source import state_words
+from keyrail.state_copy import StateCopy
 
 Bits = npt.NDArray[np.uint8]
 """One bit an element."""
@@ -160,11 +160,31 @@ class Station:
 
 
 class SenderStation(Station):
-    """The sender's station in the quantum and the basis phase."""
+    """The sender's station in the quantum and the basis phase.
+
+    The board remembers the last states in its ring; this station keeps a copy of what it fed and
+    answers for slots that have left it (`StateCopy`).
+
+    Parameters
+    ----------
+    board
+        The station's board, open.
+    link
+        Its end of the message link.
+    randomness
+        Label of the source of the states that are fed.
+    """
+
+    def __init__(self, board: Board, link: LinkEnd, randomness: Label = "os") -> None:
+        super().__init__(board, link)
+        self.randomness = randomness
+        self._copy = StateCopy()
 
     def open(self, block_id: int, first_slot: int, last_slot: int, on_host: bool) -> None:
         """Step 1: agree on a block; its slots are fixed beforehand."""
         self.block_id = block_id
+        self._copy.begin(first_slot)
+        self.board.write("source", label=Randomness[self.randomness.upper()], recall=1)
         self.board.write("states_first_slot", first_slot)
         self._open(first_slot, last_slot, on_host)
         self.link.send(messages.OpenBlock(block_id, first_slot, last_slot))
@@ -176,12 +196,10 @@ class SenderStation(Station):
         ----------
         states
             State codes (``state`` record), one a slot; the number is a multiple of 16, padded
-            with states that are not present.
+            after the block's last slot.
         """
-        words = zeros(STATE_WORD, len(states) // STATES_PER_WORD)
-        for i in range(STATES_PER_WORD):
-            words[f"state_{i}"] = states[i::STATES_PER_WORD] & ((1 << STATE_BITS) - 1)
-        self.board.send("states", words)
+        self._copy.feed(states)
+        self.board.send("states", state_words(states))
         self.board.run()
 
     def look_up(self) -> None:
@@ -190,7 +208,21 @@ class SenderStation(Station):
         self._digest.update(frame.records)
         self.board.send("announcements", unpack(ANNOUNCEMENT, frame.records))
         self.board.run()
+        # What has left the board's ring is looked up here; the board keeps the order.
+        while len(missed := self.board.receive("missed")):
+            self.board.send("recalled", self._copy.answer(missed["slot"]))
+            self.board.run()
         self._collect()
+
+    def discard(self) -> None:
+        """Give the open block up: board and station wipe what they held of it."""
+        self._copy.wipe()
+        super().discard()
+
+    def wipe(self) -> None:
+        """Overwrite every memory of board and station that held a secret state."""
+        self._copy.wipe()
+        super().wipe()
 
     def close(self) -> None:
         """Step 3: agree on the list of detections; only then may bases be spoken of.

@@ -17,14 +17,17 @@ from keyrail.contract import (
     GATEWARE_VERSION,
     LEDGERS,
     MAGIC,
+    MISSED_SLOT,
     RECEIVER_ENTRY,
     SENDER_ENTRY,
+    STATES_PER_WORD,
     Access,
     BlockCommand,
     BlockState,
     BoardCode,
     Direction,
     Mode,
+    Randomness,
     Role,
     Stream,
     TagKind,
@@ -33,15 +36,18 @@ from keyrail.contract import (
     registers,
 )
 from keyrail.layouts import Structured, dtype, pack, unpack, zeros
+from keyrail.source import state_words
 from keyrail_sim.models.announcer import Announcer
 from keyrail_sim.models.blanking import Blanking
 from keyrail_sim.models.block_memory import BlockMemory
 from keyrail_sim.models.gate import Gate, Window
+from keyrail_sim.models.generator import Generator
 from keyrail_sim.models.histogram import Histogram
 from keyrail_sim.models.ledger import Ledger
 from keyrail_sim.models.resolver import Resolver
 from keyrail_sim.models.sifter import Sifter
 from keyrail_sim.models.slotter import Slotter
+from keyrail_sim.models.source import Source
 from keyrail_sim.models.squash import Squash
 from keyrail_sim.models.state_memory import StateMemory
 from keyrail_sim.models.t2_encoder import T2Encoder
@@ -57,6 +63,8 @@ class Sizes:
     toeplitz_output_log2: int = 17
     block_memory_log2: int = 18
     horizon_log2: int = 17
+    gear: int = 4
+    modulators: int = 6
 
 
 class ModelBoard(Board):
@@ -429,15 +437,37 @@ class ModelReceiver(ModelBoard):
 
 
 class ModelSender(ModelBoard):
-    """Numpy twin of the sender's station."""
+    """Numpy twin of the sender's station.
+
+    Time does not pass here: a paced source never starves.
+    """
 
     def __init__(self, name: str) -> None:
         self.state_memory = StateMemory(1 << Sizes().horizon_log2)
+        self._generator_key = b""
+        self._unused_word = 0
         super().__init__(Role.SENDER, name)
 
     def _restart_block(self) -> None:
+        # Settings of the source hold for a whole block.
+        values = self.values
+        first, last = values["states_first_slot"], values["block_last_slot"]
+        source, frame, bias = values["source"], values["source_frame"], values["generator_bias"]
+        self.source = Source(
+            first // STATES_PER_WORD,
+            last // STATES_PER_WORD,
+            bool(source & 1),
+            frame & 0x3F,
+            frame >> 6,
+        )
         self.sifter = Sifter()
         self.tally = SenderTally()
+        self._by_generator = bool(source >> 1 & 1)
+        self._recall = bool(source >> 8 & 1) or self._by_generator
+        self._bias = (bias & 0x1FFFF, bias >> 17)
+        self._nonce = values["generator_nonce"]
+        self._last_word = last // STATES_PER_WORD
+        self._repeated = self._by_generator and first // STATES_PER_WORD < self._unused_word
 
     def _discard(self) -> None:
         self.state_memory.wipe()
@@ -445,9 +475,12 @@ class ModelSender(ModelBoard):
     def _wipe(self) -> None:
         super()._wipe()
         self._discard()
+        self._generator_key = b""
+        self._unused_word = 0
 
     def _ledgers(self) -> dict[str, Ledger]:
         return {
+            "source": self.source.ledger,
             "state_memory": self.state_memory.ledger,
             "sifter": self.sifter.ledger,
             "sender_tally": self.tally.ledger,
@@ -456,22 +489,74 @@ class ModelSender(ModelBoard):
     def _status(self, name: str) -> int:
         if name == "states_next_slot":
             return self.state_memory.next_slot
+        if name == "states_randomness":
+            label = self.values["source"] >> 2 & 3
+            return int(Randomness.GENERATOR) if self.values["source"] >> 1 & 1 else label
+        if name == "source_configuration":
+            return self.sizes.gear | self.sizes.modulators << 3 | 1 << 7
+        if name == "source_status":
+            running = self.source.paced and not self.source.ended and self.source.ledger.live["in"]
+            return (
+                bool(running and self.state is BlockState.OPEN)
+                | (self.source.ended and self.state is BlockState.OPEN) << 1
+                | self._keyed << 3
+                | self._repeated << 4
+            )
         return super()._status(name)
 
+    @property
+    def _keyed(self) -> bool:
+        return len(self._generator_key) == 32
+
     def run(self) -> None:
+        if self.state is BlockState.IDLE:
+            self._take_key()
         if self.state is BlockState.OPEN:
             self._look_up()
         if self.state in (BlockState.BASES, BlockState.DONE):
             self._sift()
         self._run_toeplitz()
 
+    def _take_key(self) -> None:
+        words = self._take("generator_key")["bits"]
+        for word in words.astype("<u8"):
+            held = self._generator_key if not self._keyed else b""
+            self._generator_key = held + word.tobytes()
+
     def _look_up(self) -> None:
-        self.state_memory.first_state = self.values["states_first_slot"]
-        self.state_memory.first_slot = self.values["block_first_slot"]
+        memory, source = self.state_memory, self.source
+        memory.first_state = self.values["states_first_slot"]
+        memory.first_slot = self.values["block_first_slot"]
+        memory.recall = self._recall
+        memory.words_log2, memory.sync_words = source.words_log2, source.sync_words
         self.memory.on_host = bool(self.values["block_on_host"])
-        self.state_memory.feed(self._take("states"))
-        entries = self.state_memory.look_up(self._take("announcements"), self.memory.room)
-        self._give("block_out", self.memory.write(entries))
+        if self._by_generator:
+            generator = self._generate()
+        else:
+            memory.feed(*source.process(self._take("states")))
+        memory.stopped = source.ended or source.starved
+        missed = memory.look_up(self._take("announcements"))
+        if not self._by_generator:
+            records = zeros(MISSED_SLOT, len(missed))
+            records["slot"] = missed
+            self._give("missed", records)
+            memory.answer(self._take("recalled"))
+        elif generator is not None:
+            memory.answer(generator.recall(missed))
+        self._give("block_out", self.memory.write(memory.entries(self.memory.room)))
+
+    def _generate(self) -> Generator | None:
+        """Make the states up to the block's end; None where there is no key to make them with."""
+        if not self._keyed or self._repeated:
+            return None
+        generator = Generator(self._generator_key, self._nonce, self._bias[0], self._bias[1])
+        while self.source.following <= self._last_word:
+            first = self.source.following
+            count = min(1 << 16, self._last_word + 1 - first)
+            states = generator.states(first * STATES_PER_WORD, count * STATES_PER_WORD)
+            self.state_memory.feed(*self.source.process(state_words(states)))
+            self._unused_word = first + count
+        return generator
 
     def _sift(self) -> None:
         bases = self._take("bases")

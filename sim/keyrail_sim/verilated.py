@@ -271,6 +271,10 @@ class VerilatedBoard(Board):
         if not self._library.keyrail_run(self._handle, RUN_LIMIT, 256):
             raise BoardError(f"{self.name}: still busy after {RUN_LIMIT} clocks")
 
+    def run_for(self, clocks: int) -> None:
+        """Let a number of clocks pass, whatever the board does: for what goes by time."""
+        self._library.keyrail_run(self._handle, clocks, clocks + 1)
+
     def close(self) -> None:
         if self._handle is not None:
             self._library.keyrail_destroy(self._handle)

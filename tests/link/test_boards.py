@@ -12,16 +12,18 @@ from keyrail.contract import (
     ANNOUNCEMENT,
     BASIS,
     COIN,
+    DETECTION,
+    KEY_WORD,
     LEDGERS,
     PERIOD_FRACTION_BITS,
     REPLY,
     STATE_WORD,
-    STATES_PER_WORD,
     TOEPLITZ_WORD,
     BlockCommand,
     BlockState,
     Direction,
     Mode,
+    Randomness,
     ToeplitzCommand,
     ToeplitzFamily,
 )
@@ -29,7 +31,11 @@ from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
 from keyrail.errors import ContractMismatch, SettingError
 from keyrail.layouts import dtype, zeros
 from keyrail.link import memory_pair
+from keyrail.source import state_words
+from keyrail.state_copy import StateCopy
 from keyrail.station import Station
+from keyrail_sim.models.announcer import Announcer
+from keyrail_sim.models.generator import Generator
 
 pytestmark = pytest.mark.xdist_group("stations")
 
@@ -80,17 +86,10 @@ def coins(seed: int, count: int):
     return records
 
 
-def state_words(states):
-    words = zeros(STATE_WORD, len(states) // STATES_PER_WORD)
-    for i in range(STATES_PER_WORD):
-        words[f"state_{i}"] = states[i::STATES_PER_WORD]
-    return words
-
-
 def one_block(kind: str, seed: int, on_host: bool, pauses: bool) -> dict[str, object]:
     """A whole block by hand on both boards; everything that can be seen of it."""
     rng = np.random.default_rng(seed)
-    states = rng.integers(0, 16, SLOTS - SLOTS % 16).astype(np.uint8)
+    states = rng.integers(0, 8, SLOTS - SLOTS % 16).astype(np.uint8)
     seen: dict[str, object] = {}
     with keyrail.open(f"{kind}:alice") as alice, keyrail.open(f"{kind}:bob") as bob:
         if pauses:
@@ -206,6 +205,12 @@ def test_identity(kind):
     with keyrail.open(f"{kind}:alice") as alice:
         identity = alice.identify()
         assert identity["horizon_log2"] == 17
+        assert identity["states_randomness"] == Randomness.TEST
+        # The generator is computational, whatever the host says of it.
+        alice.write("source", generator=1, label=Randomness.HARDWARE)
+        assert alice.identify()["states_randomness"] == Randomness.GENERATOR
+        alice.write("source", label=Randomness.HARDWARE)
+        assert alice.identify()["states_randomness"] == Randomness.HARDWARE
         assert identity["toeplitz_input_log2"] == 18
 
 
@@ -291,8 +296,8 @@ def test_wipe_says_so_and_discards_the_block(kind):
         assert bob.read("block_state") == BlockState.IDLE
 
 
-def send_words(board: Board, name: str, words) -> None:
-    records = zeros(TOEPLITZ_WORD, len(words))
+def send_words(board: Board, name: str, words, record=TOEPLITZ_WORD) -> None:
+    records = zeros(record, len(words))
     records["bits"] = words
     board.send(name, records)
 
@@ -348,3 +353,153 @@ def test_layouts_of_the_link_hold_no_more_than_the_protocol_says():
     assert dtype(ANNOUNCEMENT).names == ("difference", "more")
     assert dtype(BASIS).names == ("basis",)
     assert dtype(REPLY).names == ("keep", "opened", "bit")
+
+
+KEY = bytes(range(7, 39))
+
+
+def open_sender(alice: Board, slots: int, **source: int) -> None:
+    alice.write("mode", Mode.KEY)
+    alice.run()
+    alice.write("block_last_slot", slots - 1)
+    alice.write("block_on_host", 1)
+    alice.write("source", **source)
+    alice.write("block_command", BlockCommand.OPEN)
+    alice.run()
+
+
+def announcements(slots):
+    detections = zeros(DETECTION, len(slots))
+    detections["slot"] = slots
+    return Announcer(0, 1 << 47).process(detections)[0]
+
+
+def look_up(alice: Board, slots, copy: StateCopy | None = None):
+    """Entries of announced slots, what has left the ring asked of the control PC."""
+    alice.send("announcements", announcements(slots))
+    alice.run()
+    while copy is not None and len(missed := alice.receive("missed")):
+        alice.send("recalled", copy.answer(missed["slot"]))
+        alice.run()
+    entries = alice.receive("block_out")
+    assert len(entries) == len(slots)
+    return entries
+
+
+def codes(entries):
+    return entries["basis"] | entries["bit"] << 1 | entries["intensity"] << 2
+
+
+def test_slots_that_have_left_the_ring_are_recalled_in_order(kind):
+    """More than wait at a time in the order's memory, those of the ring among them."""
+    rng = np.random.default_rng(4)
+    slots = (1 << 17) + (1 << 15)
+    states = rng.integers(0, 8, slots).astype(np.uint8)
+    announced = np.sort(rng.choice(slots, 12_000, replace=False))
+    copy = StateCopy((1 << 17) + (1 << 14))
+    with keyrail.open(f"{kind}:alice") as alice:
+        open_sender(alice, slots, recall=1)
+        alice.send("states", state_words(states))
+        alice.run()
+        copy.feed(states)
+        entries = look_up(alice, announced, copy)
+        counts = alice.ledger("state_memory")
+    known = announced >= slots - copy.horizon_slots
+    assert np.array_equal(entries["present"] == 1, known)
+    assert np.array_equal(codes(entries)[known], states[announced[known]])
+    assert counts["expired"] == (~known).sum() > 0
+    assert (announced[known] < slots - (1 << 17)).sum() > 1024
+    assert counts["in"] == counts["out"] + counts["expired"] == len(announced)
+
+
+def test_states_of_the_generator_are_made_again(kind):
+    """Sync slots are never answered; the rest as they were sent, in the ring or not."""
+    rng = np.random.default_rng(6)
+    slots = (1 << 17) + (1 << 13)
+    bias, nonce = (61440, 58982), 0x0123456789ABCDEF
+    announced = np.sort(rng.choice(slots, 2_000, replace=False))
+    with keyrail.open(f"{kind}:alice") as alice:
+        assert alice.read_fields("source_status")["keyed"] == 0
+        alice.write("generator_bias", z=bias[0], signal=bias[1])
+        alice.write("generator_nonce", nonce)
+        alice.write("source_frame", words_log2=4, sync_words=1)
+        alice.write("mode", Mode.KEY)
+        alice.run()
+        send_words(alice, "generator_key", np.frombuffer(KEY, "<u8"), KEY_WORD)
+        alice.run()
+        assert alice.read_fields("source_status")["keyed"] == 1
+        open_sender(alice, slots, generator=1)
+        entries = look_up(alice, announced)
+        counts = alice.ledger("state_memory")
+        alice.write("block_command", BlockCommand.DISCARD)
+        alice.run()
+        # The same slots again under the same key would repeat bits.
+        open_sender(alice, slots, generator=1)
+        assert alice.read_fields("source_status")["repeated"] == 1
+        assert not look_up(alice, announced[:50])["present"].any()
+        alice.write("wipe", 1)
+        alice.run()
+        assert alice.read_fields("status")["wiped"] == 1
+        assert alice.read_fields("source_status")["keyed"] == 0
+    sync = announced // 16 % 16 == 0
+    assert np.array_equal(entries["present"] == 1, ~sync)
+    states = Generator(KEY, nonce, *bias).states_at(announced)
+    assert np.array_equal(codes(entries)[~sync], states[~sync])
+    assert counts["absent"] == sync.sum()
+    assert (announced[~sync] < slots - (1 << 17)).sum() > 50
+
+
+def clocks_of(board: Board, work) -> int:
+    before = board.cycles
+    work()
+    return board.cycles - before - QUIET
+
+
+QUIET = 256
+"""Clocks that a simulated board runs on after the last movement."""
+
+
+def test_one_record_a_clock_on_the_whole_senders_path():
+    """Look-up to block memory, and basis to reply, sifted bit and tally: no clock is lost."""
+    count, slack = 8_192, 64
+    rng = np.random.default_rng(9)
+    with keyrail.open("sim:alice") as alice:
+        open_sender(alice, 4 * count)
+        alice.send("states", state_words(rng.integers(0, 8, 4 * count).astype(np.uint8)))
+        alice.run()
+        alice.send("announcements", announcements(np.arange(0, 4 * count, 4)))
+        assert clocks_of(alice, alice.run) <= count + slack
+        spilled = alice.receive("block_out")
+        for command in (BlockCommand.CLOSE, BlockCommand.BASES):
+            alice.write("block_command", command)
+            alice.run()
+        alice.send("block_in", spilled)
+        bases = zeros(BASIS, count)
+        bases["basis"] = rng.integers(0, 2, count)
+        alice.send("bases", bases)
+        assert clocks_of(alice, alice.run) <= count + slack
+        assert len(alice.receive("replies")) == count
+
+
+def test_a_paced_source_starves_and_stops_the_block():
+    """Nothing that was not emitted is answered, and the next block begins anew."""
+    rng = np.random.default_rng(10)
+    states = rng.integers(0, 8, 256).astype(np.uint8)
+    with keyrail.open("sim:alice") as alice:
+        for _ in range(2):
+            open_sender(alice, 512, paced=1)
+            alice.send("states", state_words(states))
+            alice.run_for(100)
+            assert alice.read_fields("source_status")["running"] == 1
+            alice.run()
+            status = alice.read_fields("source_status")
+            assert (status["running"], status["ended"], status["starved"]) == (0, 0, 1)
+            alice.send("states", state_words(states[:32]))
+            alice.run()
+            entries = look_up(alice, np.arange(200, 300))
+            assert np.array_equal(codes(entries)[:56], states[200:])
+            assert not entries["present"][56:].any()
+            assert alice.ledger("state_memory")["absent"] == 44
+            assert alice.ledger("source") == {"in": 18, "out": 16, "sync": 0, "surplus": 2}
+            alice.write("block_command", BlockCommand.DISCARD)
+            alice.run()

@@ -41,6 +41,21 @@ T2_OVERFLOW_CHANNEL = 63
 """Channel of the special T2 records that count wraps of the time."""
 T2_OVERFLOW_MAXIMUM = 127
 """Most wraps in one T2 record: a common reader takes larger counts for something else."""
+SYNC_WORDS = 64
+"""Words of sixteen slots in the published sync pattern."""
+
+
+class Randomness(IntEnum):
+    """How good a source of randomness is; only hardware is information-theoretic."""
+
+    TEST = 0
+    """A seeded generator: repeatable, never secret."""
+    OS = 1
+    """The operating system's generator (computational)."""
+    GENERATOR = 2
+    """A standard cipher on the board (computational)."""
+    HARDWARE = 3
+    """A random generator device."""
 
 
 class TagKind(IntEnum):
@@ -181,17 +196,34 @@ STATE = Record(
         _INTENSITY,
         Field("present", 1, "1 where the slot was emitted and may be used."),
     ),
-    "The state sent in one slot; four bits in memory and in the stream's words.",
+    "The state of one slot, and whether it was sent.",
 )
-STATE_BITS = STATE.used_bits
+STATE_BITS = 3
+"""Bits of a state in `state_word`: basis, bit and intensity."""
 STATE_WORD = Record(
     "state_word",
     STATES_PER_WORD * STATE_BITS,
     tuple(
-        Field(f"state_{i}", STATE_BITS, f"State of slot 16 k + {i}, laid out as in `state`.")
+        Field(f"state_{i}", STATE_BITS, f"Basis, bit, intensity of slot 16 k + {i}, as in `state`.")
         for i in range(STATES_PER_WORD)
     ),
     "States of sixteen slots in a row.",
+)
+MISSED_SLOT = Record("missed_slot", 48, (_SLOT,), "An announced slot that has left the ring.")
+RECALLED = Record(
+    "recalled",
+    8,
+    (
+        _BASIS,
+        _BIT,
+        _INTENSITY,
+        Field("present", 1, "1 where the slot was emitted and may be used."),
+        Field("known", 1, "0 where the state is past this horizon too: it has expired."),
+    ),
+    "The answer to a missed slot, in the order of the missed slots.",
+)
+KEY_WORD = Record(
+    "key_word", 64, (Field("bits", 64, "64 bits of the key, the first in bit 0."),), "Cipher key."
 )
 RECEIVER_ENTRY = Record(
     "receiver_entry", 8, (_BASIS, _BIT), "What the receiver keeps of a detection until its bases."
@@ -255,6 +287,9 @@ RECORDS: tuple[Record, ...] = (
     ANNOUNCEMENT,
     STATE,
     STATE_WORD,
+    MISSED_SLOT,
+    RECALLED,
+    KEY_WORD,
     RECEIVER_ENTRY,
     SENDER_ENTRY,
     BASIS,
@@ -278,6 +313,9 @@ STREAMS: tuple[Stream, ...] = (
     Stream("gated", _OUT, GATED_TAG, _R, True, "Accepted tags; instrument mode only."),
     Stream("histogram", _OUT, HISTOGRAM_BIN, _R, True, "Phase histograms, on command."),
     Stream("states", _IN, STATE_WORD, _S, True, "States of the slots, from the first slot up."),
+    Stream("missed", _OUT, MISSED_SLOT, _S, False, "Announced slots that have left the ring."),
+    Stream("recalled", _IN, RECALLED, _S, True, "The control PC's answers to missed slots."),
+    Stream("generator_key", _IN, KEY_WORD, _S, True, "Key of the on-board generator, 4 words."),
     Stream("announcements", _OUT, ANNOUNCEMENT, _R, False, "Slots of detections, live."),
     Stream("announcements", _IN, ANNOUNCEMENT, _S, False, "Slots the receiver announced."),
     Stream("bases", _OUT, BASIS, _R, False, "Bases of the closed block's detections."),
@@ -300,6 +338,28 @@ STREAMS: tuple[Stream, ...] = (
 def streams(role: Role) -> dict[str, Stream]:
     """Streams of a station by name."""
     return {stream.name: stream for stream in STREAMS if role in stream.roles}
+
+
+def sync_pattern() -> tuple[int, ...]:
+    """Bits of the published sync slots, sixteen a word, the first slot in bit 0.
+
+    The first 1024 bits of the pseudo-random sequence of x^15 + x^14 + 1 from all ones (PRBS15 of
+    ITU-T O.150, not inverted). A sync slot carries its bit in basis Z with signal intensity.
+
+    Returns
+    -------
+    tuple of int
+        `SYNC_WORDS` words of 16 bits.
+    """
+    register, bits = (1 << 15) - 1, []
+    for _ in range(SYNC_WORDS * STATES_PER_WORD):
+        bit = (register >> 14 ^ register >> 13) & 1
+        register = (register << 1 | bit) & 0x7FFF
+        bits.append(bit)
+    return tuple(
+        sum(bits[STATES_PER_WORD * w + i] << i for i in range(STATES_PER_WORD))
+        for w in range(SYNC_WORDS)
+    )
 
 
 def reciprocal(period: int) -> int:

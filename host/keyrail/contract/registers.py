@@ -12,6 +12,7 @@ from .records import (
     RECIPROCAL_FRACTION_BITS,
     SLOT_BITS,
     TIME_BITS,
+    Randomness,
 )
 
 MAGIC = 0x4B52_4C31
@@ -24,6 +25,8 @@ HISTOGRAM_BINS = 1024
 """Bins of one channel's phase histogram."""
 RATE_WINDOW_LOG2_PS = 36
 """The events of an input are counted over 2^36 ps (68.7 ms) of its time."""
+MODULATORS = 8
+"""Pattern outputs a sender can be built with."""
 KEY_MODE_HISTOGRAM_MINIMUM = 10_000
 """Clicks a histogram must hold before key mode lets it out."""
 TDC_INPUTS = CHANNELS + 2
@@ -239,6 +242,15 @@ LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
             Counter("memory_full", "Detections dropped because block memory was full."),
         ),
     ),
+    "source": (
+        _SENDER,
+        (
+            Counter("in", "Words of sixteen states taken."),
+            Counter("out", "Words whose states went to the modulators and to state memory."),
+            Counter("sync", "Words replaced by the published sync pattern."),
+            Counter("surplus", "Words dropped because the source had ended or stopped."),
+        ),
+    ),
     "state_memory": (
         _SENDER,
         (
@@ -246,7 +258,7 @@ LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
             Counter("out", "Slots answered with the state sent."),
             Counter("expired", "Slots past the horizon; they count as not present."),
             Counter("ahead", "Slots not yet fed; they count as not present."),
-            Counter("absent", "Slots that were fed as not emitted."),
+            Counter("absent", "Slots that were not emitted, and sync slots."),
             Counter("memory_full", "Slots dropped because block memory was full."),
         ),
     ),
@@ -498,6 +510,95 @@ def _build() -> tuple[Register, ...]:
         _SENDER,
     )
     add("states_next_slot", one(SLOT_BITS, "Slot."), read, "Slot of the next state fed.", _SENDER)
+    add(
+        "source",
+        (
+            Field("paced", 1, "1: a slot lasts `clocks`, and drives the modulators."),
+            Field(
+                "generator", 1, "1: states come from the on-board generator, else from the host."
+            ),
+            Field("label", 2, "What the host says of the states it feeds.", codes=Randomness),
+            Field("clocks", 4, "Clocks of a slot less one.", "clocks"),
+            Field("recall", 1, "1: the control PC is asked for slots that have left the ring."),
+        ),
+        write,
+        "Source of the states; taken over when a block is opened.",
+        _SENDER,
+    )
+    add(
+        "source_frame",
+        (
+            Field("words_log2", 6, "A frame is 16 x 2^this slots and begins at their multiples."),
+            Field("sync_words", 7, "Words of sync slots a frame begins with; 0: none, 64 at most."),
+        ),
+        write,
+        "Published sync slots; taken over when a block is opened.",
+        _SENDER,
+    )
+    add(
+        "source_status",
+        (
+            Field("running", 1, "1 while slots are emitted."),
+            Field("ended", 1, "1 from the end of the block's last slot."),
+            Field("starved", 1, "1: no state came in time; nothing is emitted from there on."),
+            Field("keyed", 1, "1 while the generator holds a key."),
+            Field("repeated", 1, "1: the generator refused slots that its key has been used for."),
+        ),
+        read,
+        "State of the source; `starved` and `repeated` until the next block.",
+        _SENDER,
+    )
+    add(
+        "source_configuration",
+        (
+            Field("gear", 3, "Samples a clock of each modulator output."),
+            Field("modulators", 4, "Modulator outputs."),
+            Field("generator", 1, "1 where there is an on-board generator (computational)."),
+        ),
+        read,
+        "What the source was built with.",
+        _SENDER,
+    )
+    add(
+        "states_randomness",
+        (_value(2, "Label.", codes=Randomness),),
+        read,
+        "Where the states come from: the host's word, or the generator (computational).",
+        _SENDER,
+    )
+    add(
+        "generator_bias",
+        (
+            Field("z", 17, "Probability of basis Z, 0 to 65536.", "2^-16"),
+            Field("signal", 17, "Probability of the signal intensity, 0 to 65536.", "2^-16"),
+        ),
+        write,
+        "Probabilities of the generator's states; taken over when a block is opened.",
+        _SENDER,
+    )
+    add(
+        "generator_nonce",
+        one(64, "Second and third word of the nonce; public."),
+        write,
+        "Nonce of the generator; taken over when a block is opened.",
+        _SENDER,
+    )
+    for index in range(MODULATORS):
+        add(
+            f"modulator_{index}",
+            (
+                Field("codes", 8, "Bit c: high in slots of state c (basis, bit, intensity)."),
+                Field("frame", 1, "1: high in the first slot of each frame too."),
+                Field("start", 6, "First sample of the slot that is high.", "samples"),
+                Field("stop", 7, "First sample of the slot past it.", "samples"),
+                Field("delay", 4, "Delay of the whole pattern.", "samples"),
+                Field("fine", 7, "Delay in the pins.", "steps of the pins"),
+                Field("invert", 1, "1: high and low are exchanged."),
+            ),
+            write,
+            f"Pattern of modulator output {index}; low in slots that are not emitted.",
+            _SENDER,
+        )
 
     start(0xC0)
     add(

@@ -6,20 +6,21 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from keyrail.contract import SENDER_ENTRY, STATE_BITS, STATES_PER_WORD
+from keyrail.contract import RECALLED, SENDER_ENTRY, STATES_PER_WORD
 from keyrail.layouts import Structured, zeros
 
 from .ledger import Ledger
 
 _NO_FRAMES = np.zeros(0, np.int64)
+_KNOWN, _ASKED, _EXPIRED, _AHEAD = range(4)
 
 
 class StateMemory:
     """Remember the states of the last slots and answer announced ones, as the gateware does.
 
-    States and look-ups come one chunk after the other here; where the gateware takes both in one
-    clock, it answers as if the state word had come first, except that slots of that very word
-    are still ahead.
+    States and look-ups come one chunk after the other here; where the gateware takes both at once,
+    a word's slots are ahead until it is written, and those that it overwrites expired a clock
+    before.
 
     Parameters
     ----------
@@ -31,6 +32,9 @@ class StateMemory:
         self.horizon_slots = horizon_slots
         self.first_state = 0
         self.first_slot = 0
+        self.recall = False
+        self.stopped = False
+        self.words_log2 = self.sync_words = 0
         self.wipe()
 
     def wipe(self) -> None:
@@ -40,58 +44,94 @@ class StateMemory:
         self._next: int | None = None
         self._last: int | None = None
         self._upper = 0
+        self._kinds = np.zeros(0, np.uint8)
+        self._codes = np.zeros(0, np.uint8)
+        self._answers = zeros(RECALLED, 0)
 
     @property
     def next_slot(self) -> int:
         """Slot of the next state fed."""
         return self.first_state if self._next is None else self._next
 
-    def feed(self, words: Structured) -> None:
-        """Take ``state_word`` records."""
-        states = np.empty(len(words) * STATES_PER_WORD, np.uint8)
-        for i in range(STATES_PER_WORD):
-            states[i::STATES_PER_WORD] = words[f"state_{i}"] & ((1 << STATE_BITS) - 1)
-        start = self.next_slot
-        self._next = start + len(states)
-        kept = states[-self.horizon_slots :]
+    def feed(self, states: npt.NDArray[np.uint8], present: npt.NDArray[np.bool_]) -> None:
+        """Take the states of slots in a row, and whether each may be used."""
+        self._next = self.next_slot + len(states)
+        kept = (states | present.astype(np.uint8) << 3)[-self.horizon_slots :]
         at = (self._next - len(kept) + np.arange(len(kept))) % self.horizon_slots
         self._ring[at] = kept
 
-    def look_up(self, announcements: Structured, room: int | None = None) -> Structured:
-        """Answer ``announcement`` records with ``sender_entry`` records.
+    def look_up(self, announcements: Structured) -> npt.NDArray[np.int64]:
+        """Take ``announcement`` records; the entries come from `entries`.
 
         Parameters
         ----------
         announcements
             Records; the last slot may be incomplete, and goes on with the next chunk.
+
+        Returns
+        -------
+        numpy.ndarray
+            Slots that are asked for, in order.
+        """
+        slots = self._slots(announcements)
+        words = slots // STATES_PER_WORD
+        sync = (words & ((1 << self.words_log2) - 1)) < self.sync_words
+        before = slots < self.first_state
+        ahead = ~before & (slots >= self.next_slot)
+        left = ~before & ~ahead & (slots + self.horizon_slots < self.next_slot)
+        kinds = np.full(len(slots), _KNOWN, np.uint8)
+        kinds[before] = _EXPIRED
+        kinds[ahead] = _KNOWN if self.stopped else _AHEAD
+        kinds[left & ~sync] = _ASKED if self.recall else _EXPIRED
+        held = (kinds == _KNOWN) & ~ahead & ~sync
+        codes = np.where(held, self._ring[slots % self.horizon_slots], 0).astype(np.uint8)
+        codes[codes < 8] = 0
+        self.ledger.count(_NO_FRAMES, **{"in": np.ones(len(slots), bool)})
+        self._kinds = np.concatenate([self._kinds, kinds])
+        self._codes = np.concatenate([self._codes, codes])
+        asked: npt.NDArray[np.int64] = slots[kinds == _ASKED]
+        return asked
+
+    def answer(self, recalled: Structured) -> None:
+        """Take ``recalled`` records, the answers to what `look_up` has asked for."""
+        self._answers = np.concatenate([self._answers, recalled])
+
+    def entries(self, room: int | None = None) -> Structured:
+        """Give the ``sender_entry`` records of all announcements whose turn has come.
+
+        Parameters
+        ----------
         room
             Entries that block memory can still take; None for any number.
         """
-        slots = self._slots(announcements)
-        fits = np.ones(len(slots), bool)
+        asked = np.flatnonzero(self._kinds == _ASKED)
+        answered = min(len(asked), len(self._answers))
+        count = int(asked[answered]) if answered < len(asked) else len(self._kinds)
+        kinds, codes = self._kinds[:count], self._codes[:count].copy()
+        answers, self._answers = self._answers[:answered], self._answers[answered:]
+        self._kinds, self._codes = self._kinds[count:], self._codes[count:]
+        asked = asked[:answered]
+        code = answers["basis"] | answers["bit"] << 1 | answers["intensity"] << 2 | 8
+        known = answers["known"] == 1
+        codes[asked] = np.where(known & (answers["present"] == 1), code, 0)
+        lost = kinds == _EXPIRED
+        lost[asked] = ~known
+        ahead = kinds == _AHEAD
+        present = codes >= 8
+        fits = np.ones(count, bool)
         if room is not None:
             fits[room:] = False
-        expired = (slots < self.first_state) | (slots + self.horizon_slots < self.next_slot)
-        ahead = ~expired & (slots >= self.next_slot)
-        state = np.where(expired | ahead, 0, self._ring[slots % self.horizon_slots])
-        present = (state >> 3 & 1) == 1
-        state = np.where(present, state, 0)
-        known = fits & ~expired & ~ahead
         self.ledger.count(
             _NO_FRAMES,
-            **{
-                "in": np.ones(len(slots), bool),
-                "memory_full": ~fits,
-                "expired": fits & expired,
-                "ahead": fits & ahead,
-                "out": known & present,
-                "absent": known & ~present,
-            },
+            memory_full=~fits,
+            expired=fits & lost,
+            ahead=fits & ahead,
+            out=fits & present,
+            absent=fits & ~present & ~lost & ~ahead,
         )
-        state = state[fits]
-        entries = zeros(SENDER_ENTRY, len(state))
+        entries = zeros(SENDER_ENTRY, int(fits.sum()))
         for shift, name in enumerate(("basis", "bit", "intensity", "present")):
-            entries[name] = state >> shift & 1
+            entries[name] = codes[fits] >> shift & 1
         return entries
 
     def _slots(self, announcements: Structured) -> npt.NDArray[np.int64]:
