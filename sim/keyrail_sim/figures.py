@@ -23,7 +23,7 @@ from keyrail.contract import PERIOD_FRACTION_BITS, STATE_WORD, TOEPLITZ_WORD, Bl
 from keyrail.contract import ToeplitzCommand as Command
 from keyrail.distil.toeplitz import Geometry
 from keyrail.layouts import zeros
-from keyrail_sim import overload, toeplitz_host, usb_figure
+from keyrail_sim import overload, sifting, toeplitz_host, usb_figure
 
 TAGS, WORDS, HASH = 200_000, 100_000, (100_000, 20_000)
 
@@ -107,6 +107,8 @@ def main(arguments: list[str]) -> int:
         "toeplitz_host": toeplitz_host.figure,
         "overload": overload.figure,
         "usb": usb_figure.figure,
+        "sifting": sifting.figure,
+        "source": sifting.statistics,
     }
     if arguments[:1] == ["table"] and len(arguments) == 2:
         print(toeplitz_host.table(json.loads(Path(arguments[1]).read_text())), end="")
