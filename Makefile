@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size lint format types contract figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc lock bench clean
+.PHONY: help env tools demo test test-full-size lint format types contract figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -78,6 +78,9 @@ figure-toeplitz_host: env ## Time the Toeplitz hash of the control PC, write doc
 
 pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toeplitz.json.
 	$(RUN)python -m keyrail_boards.toeplitz --jobs $(JOBS) $(DEVICES:%=--device %) docs/figures/toeplitz.json
+
+pnr-sender: env ## Place and route the sender's station on a 25F, write docs/figures/sender.json.
+	$(RUN)python -m keyrail_boards.sender docs/figures/sender.json
 
 figure-toeplitz_explored: env ## Compare variants of the Toeplitz engine, write docs/figures/toeplitz_explored.json.
 	$(RUN)python -m keyrail_boards.toeplitz --explored --jobs $(JOBS) docs/figures/toeplitz_explored.json
