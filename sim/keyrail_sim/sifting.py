@@ -440,7 +440,7 @@ def figure() -> dict[str, Any]:
 
 # -- statistics of the source --------------------------------------------------------------------
 
-BIASES = ((0.9375, 0.9), (0.9, 0.5))
+BIASES = ((0.9375, 0.9),)
 """Probabilities of basis Z and of the signal intensity."""
 
 
