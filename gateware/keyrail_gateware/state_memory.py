@@ -268,8 +268,11 @@ class StateMemory(wiring.Component):
             self.recalled.ready.eq(gives & waits),
             lost.eq((turn.kind == _Kind.EXPIRED) | (waits & ~answer.known)),
             known.eq(~lost & (turn.kind != _Kind.AHEAD)),
+            # Not while the next in turn waits for its answer: that may take any time.
             self.working.eq(
-                Cat(*valid, pending, self.missed.valid, order.o.valid & ~waits & self.open).any()
+                self.open
+                & ~(order.o.valid & waits)
+                & Cat(*valid, pending, order.o.valid, self.entry.valid).any()
             ),
         ]
         with m.If(waits):
