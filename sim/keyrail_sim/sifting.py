@@ -303,7 +303,7 @@ def recall_clocks(count: int = 3_000) -> float:
         board.send("announcements", _announce(np.arange(0, 4 * count, 4), 0))
         before = board.cycles
         board.run()
-        return round((board.cycles - before - QUIET) / count, 3)
+        return round(int(board.cycles - before - QUIET) / count, 3)
 
 
 def latencies() -> dict[str, int]:
@@ -463,10 +463,11 @@ def statistics(draws: int = 1 << 30) -> dict[str, Any]:
         draw = TestRandom(7, f"states {p_z}").bytes
         for name in ("host", "generator"):
             counts = np.zeros(8, np.int64)
+            states: npt.NDArray[np.uint8]
             for first in range(0, draws, 1 << 18):
                 count = min(1 << 18, draws - first)
                 if name == "host":
-                    states = random_states(draw, count, p_z, p_signal) & 7
+                    states = random_states(draw, count, p_z, p_signal) & np.uint8(7)
                 else:
                     states = generator.states(first, count)
                 counts += np.bincount(states, minlength=8)
