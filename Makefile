@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size lint format types contract figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender lock bench clean
+.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,9 @@ test: env ## Run every test.
 
 test-full-size: env ## The Toeplitz engine at 2^20 bits (some minutes).
 	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py
+
+fuzz-link: env ## 10^5 mutated frames against two stations (some minutes).
+	$(RUN)python -m keyrail_sim.link_fuzz
 
 lint: env ## Check style, types and generated files.
 	$(RUN)ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from keyrail.errors import KeyrailError
 EXIT_KEYS_DIFFER = 1
 EXIT_USAGE = 2
 EXIT_NO_KEY = 3
+EXIT_STOPPED = 4
 
 
 def _progress(console: Console) -> Progress:
@@ -305,6 +307,76 @@ def install_udev(folder: str | None, dry_run: bool) -> None:
         return
     path = usb.install_udev(place)
     click.echo(f"Wrote {path}. Now: udevadm control --reload, and plug the board in again.")
+
+
+@cli.command()
+@click.argument("alice", type=str)
+@click.argument("bob", type=str)
+@click.option(
+    "--pads", type=int, default=4096, show_default=True, help="Tags of each direction, to 2^20."
+)
+@click.option(
+    "--device", type=str, default=None, help="Random generator, such as /dev/hwrng; else the OS's."
+)
+def provision(alice: str, bob: str, pads: int, device: str | None) -> None:
+    """Write the first one-time key of a link: ALICE for the sender, BOB for the receiver.
+
+    Both files have mode 0600; none is overwritten. Carry each to its station by trusted hands,
+    once, and keep no copy: a pool that was in use elsewhere is refused.
+    """
+    from keyrail.authentication import provision as write
+    from keyrail.contract import Role
+    from keyrail.randomness import LABELS, DeviceRandom, OsRandom
+
+    source = OsRandom() if device is None else DeviceRandom(device)
+    write({Role.SENDER: Path(alice), Role.RECEIVER: Path(bob)}, source, pads)
+    click.echo(f"{alice}, {bob}: {pads} tags of each direction, from {LABELS[source.label]}")
+
+
+def _log(text: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
+
+
+@cli.command()
+@click.argument("settings", type=str)
+@click.option("--blocks", type=int, default=None, help="Stop after so many blocks.")
+@click.option("--json", "json_file", type=str, default=None, help="Write counts as JSON (-).")
+def station(settings: str, blocks: int | None, json_file: str | None) -> None:
+    """Run the station that SETTINGS (TOML) describes, block after block, until stopped.
+
+    Both stations, and for simulated boards the fibre, may be started in any order, and each may
+    be restarted. Ctrl-C or SIGTERM stops cleanly. Exit codes: 0 stopped, 2 wrong use, 4 the station
+    had to stop (pool dry or restored, settings that differ, forgeries).
+    """
+    from keyrail import service
+    from keyrail.authentication import PoolError
+    from keyrail.errors import SettingError
+    from keyrail.operation import OperationError
+    from keyrail.settings import station_settings
+
+    if blocks is not None and blocks < 1:
+        raise SettingError("--blocks", blocks, "1 and more")
+    _writable(json_file, "--json")
+    chosen = station_settings(settings)
+    try:
+        summary = service.run_station(chosen, _log, blocks)
+    except (PoolError, OperationError) as error:
+        click.echo(f"keyrail: stopped: {error}", err=True)
+        sys.exit(EXIT_STOPPED)
+    _write(json_file, "--json", service.summary_text(summary))
+
+
+@cli.command()
+@click.argument("settings", type=str)
+def fibre(settings: str) -> None:
+    """Carry simulated photons between two simulated boards, as SETTINGS (TOML) says.
+
+    It holds secrets (the states are the key): for simulations only, refused for real boards.
+    """
+    from keyrail import service
+    from keyrail.settings import fibre_settings
+
+    service.run_fibre(fibre_settings(settings), _log)
 
 
 @cli.group()

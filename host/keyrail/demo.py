@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyrail import acquire, board, tag_path
-from keyrail.contract import PERIOD_FRACTION_BITS, STATES_PER_WORD, Mode, Role, TagKind
+from keyrail.contract import PERIOD_FRACTION_BITS, STATES_PER_WORD, Mode, Role
 from keyrail.distil.estimate import DecoySource
 from keyrail.errors import MissingExtra, SettingError
 from keyrail.link import memory_pair
@@ -27,8 +27,9 @@ from keyrail.session import (
     run_pair,
 )
 from keyrail.source import quantised, random_states
-from keyrail.station import ReceiverStation, SenderStation, check_tallies
-from keyrail.training import TrainingError, find_first_slot, training_states
+from keyrail.station import ReceiverStation, SenderStation, check_tallies, tally_report
+from keyrail.training import TrainingError, training_states
+from keyrail.tuning import NOMINAL_PERIOD_PS, tune
 
 if TYPE_CHECKING:
     from keyrail_sim.photonics import Photonics
@@ -40,9 +41,6 @@ TRAINING_SLOTS = 1 << 20
 """Published slots before the block, for period, phase and slot origin."""
 CHUNK_SLOTS = 1 << 16
 """Slots emitted between two looks at the announcements: half the sender's horizon of 2^17."""
-NOMINAL_PERIOD_PS = 10_000
-BLANKING_SLOTS = 5
-"""Slots blanked after each raw click: they last longer than the detectors' dead time."""
 P_Z, P_SIGNAL = 0.7, 0.3
 INTENSITIES = (0.6, 0.2)
 
@@ -245,63 +243,6 @@ def _sources(seed: int | None) -> Callable[[str], RandomSource]:
     return lambda purpose: TestRandom(seed, purpose)
 
 
-@dataclass(frozen=True)
-class _Tuning:
-    """What the receiver learns from the training slots."""
-
-    period: int
-    origin_ps: int
-    gate: tuple[int, int]
-    visibility: float
-    detections_per_slot: float
-
-
-def _train(receiver: board.Board, photonics: Photonics) -> _Tuning:
-    """Find period, phase, slot origin and gate from the published training slots.
-
-    The tags go through the tag path in instrument mode with every gate open; slot and phase of
-    what comes out give the times back.
-    """
-    pattern = training_states(TRAINING_SLOTS)
-    clicks = photonics.detect(pattern, 0)
-    receiver.write("mode", Mode.INSTRUMENT)
-    nominal = NOMINAL_PERIOD_PS << PERIOD_FRACTION_BITS
-    if len(clicks.times) == 0:
-        raise TrainingError("training pattern not found: no click during the training slots")
-    start = int(clicks.times[0]) - NOMINAL_PERIOD_PS
-    last = int(clicks.times[-1])
-    tag_path.set_slots(receiver, nominal, start)
-    receiver.write("blanking_slots", BLANKING_SLOTS)
-    tag_path.open_gates(receiver, tag_path.OUTCOMES, nominal)
-    receiver.send("tags", tag_path.tag_records(clicks.times, clicks.channels, last))
-    receiver.run()
-    gated = receiver.receive("gated")
-    gated = gated[gated["kind"] == TagKind.CLICK]
-    times = gated["slot"].astype(np.int64) * NOMINAL_PERIOD_PS + gated["phase"].astype(np.int64)
-    found = acquire.acquire(times, gated["channel"], frequency_hint=1e12 / NOMINAL_PERIOD_PS)
-    period_ps = found.period_fixed / (1 << PERIOD_FRACTION_BITS)
-    # Slots of the receiver's own count, each with its pulse in the middle.
-    slots = np.floor((times - found.origin_ps) / period_ps).astype(np.int64)
-    shift = min(0, int(slots.min(initial=0)))
-    first = find_first_slot(slots - shift, pattern) + shift
-    origin = start + found.origin_ps + round(first * period_ps)
-
-    # The gate comes from the board's own histogram, with the slots as they will be used.
-    tag_path.set_slots(receiver, found.period_fixed, origin)
-    tag_path.open_gates(receiver, tag_path.OUTCOMES, found.period_fixed)
-    receiver.send("tags", tag_path.tag_records(clicks.times, clicks.channels, last))
-    receiver.run()
-    receiver.receive("gated")
-    histogram = tag_path.read_histogram(receiver)
-    if histogram is None:
-        raise board.BoardError(f"{receiver.name}: no histogram in instrument mode")
-    bin_ps = 1 << receiver.read("histogram_shift")
-    # One window for all channels: unequal gates would tell detectors apart.
-    gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
-    share = len(gated) / TRAINING_SLOTS
-    return _Tuning(found.period_fixed, origin, gate, found.visibility, share)
-
-
 def run(settings: DemoSettings, progress: Progress = lambda stage, share, note: None) -> DemoResult:
     """Run two simulated stations on a simulated fibre, through to keys.
 
@@ -380,7 +321,9 @@ def _block(
     sources: Callable[[str], RandomSource],
 ) -> None:
     with timer.stage("training"):
-        tuning = _train(bob_board, photonics)
+        pattern = training_states(TRAINING_SLOTS)
+        clicks = photonics.detect(pattern, 0)
+        tuning = tune(bob_board, clicks.times, clicks.channels, pattern, 0)
     outcome.gate, outcome.visibility = tuning.gate, tuning.visibility
     outcome.period_ps = tuning.period / (1 << PERIOD_FRACTION_BITS)
 
@@ -392,10 +335,7 @@ def _block(
     alice_board.write("mode", Mode.KEY)
     alice_board.run()
     bob.enter_key_mode()
-    tag_path.set_slots(bob_board, tuning.period, tuning.origin_ps)
-    bob_board.write("blanking_slots", BLANKING_SLOTS)
-    gates = dict.fromkeys(tag_path.OUTCOMES, tuning.gate)
-    tag_path.set_gates(bob_board, gates, tag_path.OUTCOMES)
+    tuning.apply(bob_board)
 
     first, last = TRAINING_SLOTS, TRAINING_SLOTS + settings.slots - 1
     # A block that could outgrow the board's memory lies in the control PC from the start.
@@ -434,7 +374,7 @@ def _block(
         bob.announce_bases()
         at_alice = alice.answer_bases()
         at_bob = bob.resolve()
-        check_tallies(alice_board, bob_board)
+        check_tallies(tally_report(alice_board), tally_report(bob_board))
     outcome.timeline = _timeline(settings, outcome, bob, at_bob.test_error)
     with timer.stage("distillation") as report:
         agreed = DistilSettings(source)

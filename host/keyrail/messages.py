@@ -19,7 +19,11 @@ Slot = Annotated[int, msgspec.Meta(ge=0, lt=1 << SLOT_BITS)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Payload = Annotated[bytes, msgspec.Meta(max_length=1 << 28)]
 Residue = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-"""A number below 2^127 - 1, little-endian."""
+"""A number below 2^127 - 1, little-endian; or a tag."""
+Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Reason = Annotated[str, msgspec.Meta(max_length=500)]
+KeyId = Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
 
 
 class ProtocolError(KeyrailError):
@@ -54,6 +58,26 @@ class BitString(msgspec.Struct, frozen=True):
         return np.unpackbits(packed, count=self.count, bitorder="little")
 
 
+class Ready(Message, frozen=True):
+    """Receiver: in a new session, all that was pending is settled; training may begin."""
+
+
+class Train(Message, frozen=True):
+    """Sender: published training slots come next, of light that begins anew with each epoch."""
+
+    epoch: Count
+    first_slot: Slot
+    slots: Count
+
+
+class Trained(Message, frozen=True):
+    """Receiver: whether it found the training slots, and how often it detects."""
+
+    found: bool
+    reason: Reason = ""
+    detections_per_slot: Share = 0.0
+
+
 class OpenBlock(Message, frozen=True):
     """Sender: a block begins; its slots are fixed."""
 
@@ -62,24 +86,44 @@ class OpenBlock(Message, frozen=True):
     last_slot: Slot
 
 
+class BlockOpened(Message, frozen=True):
+    """Receiver: it takes detections of the block."""
+
+    block_id: Count
+
+
 class Announcements(Message, frozen=True):
-    """Receiver: slots of detections, as ``announcement`` records."""
+    """Receiver: slots of detections, as ``announcement`` records. Never repeated.
+
+    The first record counts from ``previous_slot``; ``first_detection`` detections came in frames
+    before; nothing before ``until_slot`` is left to come in frames after.
+    """
 
     frame: Count
     records: Payload
+    first_detection: Count = 0
+    previous_slot: Slot = 0
+    until_slot: Slot = 0
 
 
 class Close(Message, frozen=True):
-    """Receiver: number of detections announced, and hash of the announcements."""
+    """Receiver: detections announced, hash of their slots, and frames they were sent in."""
 
     count: Count
     digest: Digest
+    frames: Count = 0
 
 
 class CloseAgreed(Message, frozen=True):
-    """Sender: whether its list is the same."""
+    """Sender: whether its list stands, and what it is: all frames but the ``missing`` ranges.
+
+    Both stations drop the detections of missing frames.
+    """
 
     agreed: bool
+    missing: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=1 << 16)] = ()
+    count: Count = 0
+    digest: Digest = bytes(32)
 
 
 class Bases(Message, frozen=True):
@@ -94,6 +138,14 @@ class Replies(Message, frozen=True):
     keep: BitString
     opened: BitString
     bits: BitString
+
+
+class TallyReport(Message, frozen=True):
+    """Either: kept detections in Z, and in X by the bit sent; all three are public by now."""
+
+    z: Count
+    x_zero: Count
+    x_one: Count
 
 
 class TestResult(Message, frozen=True):
@@ -207,18 +259,62 @@ class Seed(Message, frozen=True):
 
 
 class Accept(Message, frozen=True):
-    """Either: it accepts the block, or gives it up."""
+    """Either: it accepts the block, or gives it up.
+
+    With it go what the pools of one-time key hold, and what of the new key goes into them (pads of
+    the sender's and the receiver's direction).
+    """
 
     accepted: bool
+    pool_ends: tuple[Index, Index] = (0, 0)
+    refill: tuple[Count, Count] = (0, 0)
+
+
+class PhaseTag(Message, frozen=True):
+    """Either: information-theoretic tag of a phase's transcript."""
+
+    phase: Count
+    index: Index
+    tag: Residue
+
+
+class Released(Message, frozen=True):
+    """Sender: it has released the key, as the receiver accepted it and has it on disk."""
+
+    key_id: KeyId
+
+
+class Resume(Message, frozen=True):
+    """Receiver: in a new session, which of its pending keys has the sender released?"""
+
+    key_id: KeyId
+
+
+class ResumeAnswer(Message, frozen=True):
+    """Sender: whether it has released that key."""
+
+    key_id: KeyId
+    released: bool
+
+
+class Discard(Message, frozen=True):
+    """Either: the block is given up."""
+
+    reason: Reason
 
 
 AnyMessage = (
-    OpenBlock
+    Ready
+    | Train
+    | Trained
+    | OpenBlock
+    | BlockOpened
     | Announcements
     | Close
     | CloseAgreed
     | Bases
     | Replies
+    | TallyReport
     | TestResult
     | ReconcileStart
     | Syndrome
@@ -231,6 +327,11 @@ AnyMessage = (
     | Length
     | Seed
     | Accept
+    | PhaseTag
+    | Released
+    | Resume
+    | ResumeAnswer
+    | Discard
 )
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(AnyMessage)
 _encoder = msgspec.msgpack.Encoder()

@@ -13,7 +13,9 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["LABELS", "Label", "OsRandom", "RandomSource", "TestRandom"]
+from keyrail.errors import KeyrailError
+
+__all__ = ["LABELS", "DeviceRandom", "Label", "OsRandom", "RandomSource", "TestRandom"]
 
 Label = Literal["hardware", "os", "generator", "test"]
 
@@ -90,6 +92,57 @@ class OsRandom:
 
     def __repr__(self) -> str:
         return "OsRandom()"
+
+
+class DeviceRandom:
+    """A random generator device that gives its bytes as a file, such as ``/dev/hwrng``.
+
+    Its label is ``hardware``: that it is one is the operator's word.
+
+    Parameters
+    ----------
+    path : str
+        The device.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @property
+    def label(self) -> Label:
+        """Always ``"hardware"``."""
+        return "hardware"
+
+    def bytes(self, n: int, /) -> builtins.bytes:
+        """Draw `n` bytes from the device.
+
+        Parameters
+        ----------
+        n : int
+            How many bytes; at least 0.
+
+        Raises
+        ------
+        ValueError
+            If `n` is negative.
+        KeyrailError
+            If the device cannot be read or runs dry: it never gives fewer.
+        """
+        parts, missing = [], _count(n)
+        try:
+            with open(self.path, "rb", buffering=0) as device:
+                while missing:
+                    part = device.read(missing)
+                    if not part:
+                        raise KeyrailError(f"{self.path}: {missing} of {n} bytes are missing")
+                    parts.append(part)
+                    missing -= len(part)
+        except OSError as error:
+            raise KeyrailError(f"{self.path}: {error.strerror}") from None
+        return b"".join(parts)
+
+    def __repr__(self) -> str:
+        return f"DeviceRandom({self.path!r})"
 
 
 class TestRandom:

@@ -34,6 +34,9 @@ from keyrail.randomness import RandomSource
 Bits = npt.NDArray[np.uint8]
 Sources = Callable[[str], RandomSource]
 Hash = Callable[[Bits, Bits, int], Bits]
+Closing = Callable[["BlockResult", Bits], Generator[None, None, bool]]
+"""The closing exchange: given the result so far and this station's key, it yields while it waits,
+and returns whether both stations accept; only then may the key be released."""
 
 HOPELESS_QBER = 0.11
 """Above this error rate in the test basis no key of BB84 is left: reconciling is not begun."""
@@ -79,7 +82,7 @@ class BlockResult:
     verified
         Verification ended well.
     authenticated
-        The link was authenticated: not in this release.
+        The link is authenticated, information-theoretically, phase by phase.
     randomness
         Label of the source of each use.
     seconds
@@ -146,13 +149,20 @@ class _Ledger(LinkEnd):
 
 class _Distiller:
     def __init__(
-        self, link: LinkEnd, key: Bits, settings: DistilSettings, sources: Sources, hash_block: Hash
+        self,
+        link: LinkEnd,
+        key: Bits,
+        settings: DistilSettings,
+        sources: Sources,
+        hash_block: Hash,
+        closing: Closing | None,
     ) -> None:
         self.result = BlockResult(sifted_bits=len(key), authenticated=link.authenticated)
         self.link = _Ledger(link, self.result.leak)
         self.key = key
         self.settings = settings
         self._sources, self._hash = sources, hash_block
+        self._closing = closing or self._plain_closing
         self._began = time.perf_counter()
 
     def _source(self, purpose: str) -> RandomSource:
@@ -186,9 +196,20 @@ class _Distiller:
             eps_cor=self.settings.eps_cor,
         )
 
-    def _finish(self, secret: Bits, accepted: bool, other: bool) -> None:
+    def _plain_closing(self, result: BlockResult, secret: Bits) -> Generator[None, None, bool]:
+        """Both say that they accept, without authentication: for stations in one process."""
+        self.link.send(messages.Accept(True))
+        other = yield from receive(self.link, messages.Accept)
+        return other.accepted
+
+    def _finish(self, secret: Bits) -> Generator[None, None, None]:
         self.key[:] = 0
-        if accepted and other:
+        try:
+            accepted = yield from self._closing(self.result, secret)
+        except BaseException:
+            secret[:] = 0
+            raise
+        if accepted:
             self.result.secret, self.result.accepted = secret, True
         else:
             secret[:] = 0
@@ -222,6 +243,8 @@ class SenderDistiller(_Distiller):
         Gives the source of randomness for a purpose.
     hash_block
         Hashes (key, seed, output bits); on the board where it fits.
+    closing
+        The closing exchange; a plain one, not authenticated, if not given.
     """
 
     def __init__(
@@ -233,8 +256,9 @@ class SenderDistiller(_Distiller):
         settings: DistilSettings,
         sources: Sources,
         hash_block: Hash,
+        closing: Closing | None = None,
     ) -> None:
-        super().__init__(link, key, settings, sources, hash_block)
+        super().__init__(link, key, settings, sources, hash_block, closing)
         self.key_classes, self.test_classes = key_classes, test_classes
 
     def run(self, progress: Callable[[float], None] | None = None) -> Generator[None, None, None]:
@@ -289,9 +313,8 @@ class SenderDistiller(_Distiller):
         link.send(messages.Seed(pack(seed)))
         secret = self._hash(self.key, seed, estimate.secret_bits)
         self._lap("hash")
-        link.send(messages.Accept(True))
-        other = yield from receive(link, messages.Accept)
-        self._finish(secret, True, other.accepted)
+        yield from self._finish(secret)
+        self._lap("close")
 
 
 class ReceiverDistiller(_Distiller):
@@ -305,7 +328,7 @@ class ReceiverDistiller(_Distiller):
         Its key-basis bits; overwritten in the end.
     test_errors
         1 for each test detection whose opened bit differs.
-    settings, sources, hash_block
+    settings, sources, hash_block, closing
         As for the sender.
     """
 
@@ -317,8 +340,9 @@ class ReceiverDistiller(_Distiller):
         settings: DistilSettings,
         sources: Sources,
         hash_block: Hash,
+        closing: Closing | None = None,
     ) -> None:
-        super().__init__(link, key, settings, sources, hash_block)
+        super().__init__(link, key, settings, sources, hash_block, closing)
         self.test_errors = test_errors
 
     def run(self, progress: Callable[[float], None] | None = None) -> Generator[None, None, None]:
@@ -375,9 +399,8 @@ class ReceiverDistiller(_Distiller):
             raise ProtocolError(f"seed of {len(seed)} bits")
         secret = self._hash(self.key, seed, estimate.secret_bits)
         self._lap("hash")
-        link.send(messages.Accept(True))
-        other = yield from receive(link, messages.Accept)
-        self._finish(secret, True, other.accepted)
+        yield from self._finish(secret)
+        self._lap("close")
 
 
 def _hopeless(key_bits: int, test: messages.TestResult) -> str:

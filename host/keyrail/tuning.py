@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the receiver learns from the training slots: period, phase, slot origin and gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from keyrail import acquire, tag_path
+from keyrail.board import Board, BoardError
+from keyrail.contract import PERIOD_FRACTION_BITS, Mode, TagKind
+from keyrail.training import TrainingError, find_first_slot
+
+NOMINAL_PERIOD_PS = 10_000
+BLANKING_SLOTS = 5
+"""Slots blanked after each raw click: they last longer than the detectors' dead time."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Settings of the receiver's tag path.
+
+    Attributes
+    ----------
+    period
+        Slot period, ps in 20.44 fixed point.
+    origin_ps
+        When slot 0 begins in the receiver's clock, ps.
+    gate
+        First phase accepted and first past the window, ps, the same on all channels.
+    visibility
+        How sharply the clicks gather at one phase.
+    detections_per_slot
+        Clicks a slot after blanking, in the training slots.
+    """
+
+    period: int
+    origin_ps: int
+    gate: tuple[int, int]
+    visibility: float
+    detections_per_slot: float
+
+    @property
+    def period_ps(self) -> float:
+        """Slot period, ps."""
+        return self.period / (1 << PERIOD_FRACTION_BITS)
+
+    def slot_start(self, slot: int) -> int:
+        """When a slot begins, ps."""
+        return self.origin_ps + (slot * self.period >> PERIOD_FRACTION_BITS)
+
+    def apply(self, board: Board) -> None:
+        """Set the tag path; restarts it."""
+        tag_path.set_slots(board, self.period, self.origin_ps)
+        board.write("blanking_slots", BLANKING_SLOTS)
+        gates = dict.fromkeys(tag_path.OUTCOMES, self.gate)
+        tag_path.set_gates(board, gates, tag_path.OUTCOMES)
+
+
+def tune(
+    board: Board,
+    times: npt.NDArray[np.int64],
+    channels: npt.NDArray[np.uint8],
+    pattern: npt.NDArray[np.uint8],
+    first_slot: int,
+) -> Tuning:
+    """Find period, phase, slot origin and gate from the published training slots.
+
+    The tags go through the tag path in instrument mode with every gate open; slot and phase of
+    what comes out give the times back. The board is left in instrument mode.
+
+    Parameters
+    ----------
+    board
+        A receiver's board.
+    times, channels
+        Clicks of the training slots, in time order, ps.
+    pattern
+        State codes of the training slots.
+    first_slot
+        Number of the first of them.
+
+    Raises
+    ------
+    TrainingError, NoPeriodError
+        If the slots are not found.
+    """
+    board.write("mode", Mode.INSTRUMENT)
+    nominal = NOMINAL_PERIOD_PS << PERIOD_FRACTION_BITS
+    if len(times) == 0:
+        raise TrainingError("training pattern not found: no click during the training slots")
+    start = int(times[0]) - NOMINAL_PERIOD_PS
+    last = int(times[-1])
+    tag_path.set_slots(board, nominal, start)
+    board.write("blanking_slots", BLANKING_SLOTS)
+    tag_path.open_gates(board, tag_path.OUTCOMES, nominal)
+    board.send("tags", tag_path.tag_records(times, channels, last))
+    board.run()
+    gated = board.receive("gated")
+    gated = gated[gated["kind"] == TagKind.CLICK]
+    relative = gated["slot"].astype(np.int64) * NOMINAL_PERIOD_PS + gated["phase"].astype(np.int64)
+    found = acquire.acquire(relative, gated["channel"], frequency_hint=1e12 / NOMINAL_PERIOD_PS)
+    period_ps = found.period_fixed / (1 << PERIOD_FRACTION_BITS)
+    # Slots of the receiver's own count, each with its pulse in the middle.
+    slots = np.floor((relative - found.origin_ps) / period_ps).astype(np.int64)
+    shift = min(0, int(slots.min(initial=0)))
+    first = find_first_slot(slots - shift, pattern) + shift
+    origin = start + found.origin_ps + round(first * period_ps)
+    origin -= first_slot * found.period_fixed >> PERIOD_FRACTION_BITS
+
+    # The gate comes from the board's own histogram, with the slots as they will be used.
+    tag_path.set_slots(board, found.period_fixed, origin)
+    tag_path.open_gates(board, tag_path.OUTCOMES, found.period_fixed)
+    board.send("tags", tag_path.tag_records(times, channels, last))
+    board.run()
+    board.receive("gated")
+    histogram = tag_path.read_histogram(board)
+    if histogram is None:
+        raise BoardError(f"{board.name}: no histogram in instrument mode")
+    bin_ps = 1 << board.read("histogram_shift")
+    # One window for all channels: unequal gates would tell detectors apart.
+    gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
+    share = len(gated) / len(pattern)
+    return Tuning(found.period_fixed, origin, gate, found.visibility, share)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``keyrail provision``, ``station`` and ``fibre``: three processes and their settings."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keyrail.contract import Role
+from keyrail.errors import KeyrailError
+from keyrail.keystore import Keystore
+from keyrail.settings import fibre_settings, station_settings
+
+KEYRAIL = Path(sys.executable).parent / "keyrail"
+
+BLOCK = """
+[block]
+slots = 1000000
+training_slots = 65536
+signal = 0.4
+decoy = 0.1
+eps_sec = 1e-3
+authentication_share = 0.3
+planned_loss_db = 3
+"""
+STATION = """
+role = "{role}"
+board = "sim-model:{name}"
+pool = "{name}.pool"
+keystore = "{name}.keys"
+
+[link]
+{joins} = "tcp://127.0.0.1:{port}"
+
+[fibre]
+connect = "ipc://{folder}/fibre.socket"
+
+[randomness]
+source = "test"
+seed = 3
+"""
+FIBRE = """
+listen = "ipc://{folder}/fibre.socket"
+seed = 5
+
+[link]
+distance_km = 0
+misalignment = 0
+dark_counts_per_slot = 0
+signal = 0.4
+decoy = 0.1
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    port = free_port()
+    for role, name, joins in (("sender", "alice", "listen"), ("receiver", "bob", "connect")):
+        text = STATION.format(role=role, name=name, joins=joins, port=port, folder=tmp_path)
+        (tmp_path / f"{name}.toml").write_text(text + BLOCK)
+    (tmp_path / "fibre.toml").write_text(FIBRE.format(folder=tmp_path))
+    return tmp_path
+
+
+def run(*arguments):
+    return subprocess.run(
+        [str(KEYRAIL), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [str(KEYRAIL), *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+
+
+def test_three_processes_make_a_key_and_stop_cleanly(folder):
+    done = run("provision", folder / "alice.pool", folder / "bob.pool", "--pads", 64)
+    assert done.returncode == 0, done.stderr
+    again = run("provision", folder / "alice.pool", folder / "bob.pool")
+    assert again.returncode == 2
+    assert "exists already and is not overwritten" in again.stderr
+    fibre = start("fibre", folder / "fibre.toml")
+    bob = start("station", folder / "bob.toml")
+    alice = start("station", folder / "alice.toml", "--blocks", 1, "--json", folder / "alice.json")
+    try:
+        _, said = alice.communicate(timeout=300)
+        assert alice.returncode == 0, said
+        bob.send_signal(signal.SIGTERM)
+        _, at_bob = bob.communicate(timeout=60)
+        assert bob.returncode == 0, at_bob
+        fibre.send_signal(signal.SIGINT)
+        _, at_fibre = fibre.communicate(timeout=60)
+        assert fibre.returncode == 0, at_fibre
+    finally:
+        for process in (alice, bob, fibre):
+            process.kill()
+            process.wait()
+    assert "secret bits (estimate)" in said
+    summary = json.loads((folder / "alice.json").read_text())
+    assert summary["keys"] == 1
+    stores = {name: Keystore(folder / f"{name}.keys") for name in ("alice", "bob")}
+    released = stores["alice"].released()
+    assert list(released) == list(stores["bob"].released())
+    for key_id in released:
+        assert (stores["alice"].key(key_id) == stores["bob"].key(key_id)).all()
+    for store in stores.values():
+        assert store.path.stat().st_mode & 0o777 == 0o600
+        store.close()
+
+
+def changed(folder, name, old, new):
+    path = folder / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "error"),
+    [
+        ("alice.toml", 'role = "sender"', 'role = "eve"', "role: 'eve'; allowed is sender or"),
+        ("alice.toml", "sim-model:alice", "sim:bob", "board: 'sim:bob'; allowed is sim:alice or"),
+        (
+            "alice.toml",
+            "slots = 1000000",
+            'slots = "many"',
+            "slots: 'many'; allowed is 16384 to",
+        ),
+        ("alice.toml", "slots = 1000000", "slots = 3", "block.slots: 3; allowed is 16384 to"),
+        ("alice.toml", "decoy = 0.1", "decoy = 0.5", "block.decoy: 0.5; allowed is 1e-06 to 0.39"),
+        ("alice.toml", "decoy", "decoys", "block.decoys: unknown key; allowed is signal"),
+        ("alice.toml", "listen = ", "port = ", "link.listen: one of listen and connect is needed"),
+        ("alice.toml", "tcp://127.0.0.1", "127.0.0.1", "allowed is tcp://HOST:PORT or ipc://PATH"),
+        ("alice.toml", "sim-model:alice", "usb:1", "fibre: holds secrets of simulated boards"),
+        ("alice.toml", "[fibre]", "[[fibre]]", "is no table"),
+        ("alice.toml", "role =", "role", "no TOML"),
+        ("fibre.toml", "ipc://", "tcp://192.0.2.1:7/", "lets other machines at the states"),
+        ("fibre.toml", "misalignment = 0", "misalignment = 2", "link.misalignment: 2; allowed"),
+    ],
+)
+def test_errors_name_file_key_and_allowed_values(folder, name, old, new, error):
+    path = changed(folder, name, old, new)
+    reader = fibre_settings if name == "fibre.toml" else station_settings
+    with pytest.raises(KeyrailError) as caught:
+        reader(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert error in str(caught.value)
+
+
+def test_test_randomness_is_for_simulated_boards(folder):
+    path = changed(folder, "alice.toml", "sim-model:alice", "usb:1")
+    text = path.read_text()
+    path.write_text(text.replace("[fibre]\n" + text.split("[fibre]\n")[1].split("\n")[0], ""))
+    with pytest.raises(KeyrailError, match=r"randomness.source: 'test'; allowed is os"):
+        station_settings(path)
+
+
+def test_good_settings(folder):
+    settings = station_settings(folder / "bob.toml")
+    assert settings.role is Role.RECEIVER
+    assert settings.pool == folder / "bob.pool"
+    assert settings.plan.block_slots == 1_000_000
+    assert settings.timing.silence_s == 10
+    assert fibre_settings(folder / "fibre.toml").link["distance_km"] == 0
+
+
+def test_the_fibre_refuses_a_real_board(folder):
+    from keyrail.fibre import FibreSender, FibreServer
+
+    address = f"ipc://{folder}/refusing.socket"
+    server = FibreServer(address, lambda epoch: pytest.fail("light for a real board"))
+    client = FibreSender(address, "usb:1")
+    client.restart(1)
+    assert server.step(5000)
+    assert client._socket.poll(5000)
+    with pytest.raises(KeyrailError, match="for simulated boards"):
+        client.ready()
+    client.close(), server.close()
