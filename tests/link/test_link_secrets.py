@@ -145,13 +145,13 @@ def test_what_reconciliation_gives_away_is_the_charged_bits_and_no_more():
 
 
 def test_bases_announced_live_give_the_key_away_and_ours_do_not():
-    wins = live_bases.attack(True, 200, 1)
+    wins = live_bases.attack(True, 250, 1)
     # No error at all, and all of the key: no test and no verification can see it.
     assert wins.key_bits >= 20
     assert wins.tests >= 20
     assert wins.key_errors == wins.test_errors == 0
     assert wins.known == wins.key_bits
-    gains_nothing = live_bases.attack(False, 200, 1)
+    gains_nothing = live_bases.attack(False, 250, 1)
     assert 0.3 < gains_nothing.frames_kept / gains_nothing.frames < 0.7
     # A quarter of the test bits is wrong, whichever frames she drops: no key is left.
     assert gains_nothing.test_errors / gains_nothing.tests > 0.13
