@@ -27,7 +27,7 @@ from keyrail.session import (
     run_pair,
 )
 from keyrail.source import quantised, random_states
-from keyrail.station import ReceiverStation, SenderStation, check_tallies, tally_report
+from keyrail.station import ReceiverStation, SenderStation, check_tallies
 from keyrail.training import TrainingError, training_states
 from keyrail.tuning import NOMINAL_PERIOD_PS, tune
 
@@ -374,7 +374,7 @@ def _block(
         bob.announce_bases()
         at_alice = alice.answer_bases()
         at_bob = bob.resolve()
-        check_tallies(tally_report(alice_board), tally_report(bob_board))
+        check_tallies(alice_board, bob_board)
     outcome.timeline = _timeline(settings, outcome, bob, at_bob.test_error)
     with timer.stage("distillation") as report:
         agreed = DistilSettings(source)

@@ -51,7 +51,7 @@ from keyrail.station import (
     SenderStation,
     Sifted,
     Station,
-    check_tallies,
+    compare_tallies,
     tally_report,
 )
 from keyrail.training import TrainingError, training_states
@@ -734,7 +734,7 @@ class SenderRunner(Runner):
         )
         channel.send(tally_report(board))
         theirs = yield from receive(channel, messages.TallyReport)
-        check_tallies(tally_report(board), theirs)
+        compare_tallies(tally_report(board), theirs)
         yield from self._hand_over(channel, report, self._distil(channel, station, sifted, report))
 
     def _look_up(self, channel: BlockChannel, station: SenderStation) -> None:
@@ -950,7 +950,7 @@ class ReceiverRunner(Runner):
         report = BlockReport(channel.block, self.plan.block_slots, word.count, station.lost)
         theirs = yield from receive(channel, messages.TallyReport)
         channel.send(tally_report(board))
-        check_tallies(tally_report(board), theirs)
+        compare_tallies(tally_report(board), theirs)
         yield from self._hand_over(channel, report, self._distil(channel, station, sifted, report))
 
     def _measure(

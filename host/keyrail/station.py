@@ -563,8 +563,13 @@ def tally_report(board: Board) -> messages.TallyReport:
     return messages.TallyReport(at_receiver["z"], at_receiver["x_zero"], at_receiver["x_one"])
 
 
-def check_tallies(one: messages.TallyReport, other: messages.TallyReport) -> None:
+def check_tallies(sender: Board, receiver: Board) -> None:
     """Both boards' tallies agree by arithmetic; ProtocolError if they differ."""
+    compare_tallies(tally_report(sender), tally_report(receiver))
+
+
+def compare_tallies(one: messages.TallyReport, other: messages.TallyReport) -> None:
+    """What both stations tell of their tallies is the same; ProtocolError if not."""
     if one != other:
         raise ProtocolError(f"the stations' tallies differ: {one} and {other}")
 
