@@ -17,7 +17,7 @@ from keyrail_sim.models.toeplitz import Toeplitz
 
 INPUT_BITS, OUTPUT_BITS = 2048, 1024
 FAMILIES = ("plain", "modified")
-RUN, FAILED = 2, 5
+RUN, FINISH, FAILED = 2, 3, 5
 
 
 CORES = {"128-2": (128, 2, 16), "64-0": (64, 0, 64)}
@@ -32,7 +32,7 @@ def engine(core=None):
 
 
 async def begin(dut):
-    dut.framed.value = 1
+    dut.framed.value, dut.patience.value = 1, 0
     dut.key__payload.value = dut.seed__payload.value = 0
     await bench.start(dut)
     await until(dut, lambda: dut.wiped.value == 1)
@@ -394,6 +394,77 @@ async def bench_errors_are_named_and_give_no_output(dut):
         await fails_with(dut, error)
         assert sink.received == []
         await works(dut, rng, sink)
+
+
+@cocotb.test()
+async def bench_clear_in_the_clocks_that_end_the_wipe(dut):
+    await begin(dut)
+    failing, after = 0, [0]
+    while after:
+        await command(dut, "start", 0, 0)
+        await until(dut, lambda: int(dut.error.value) != 0)
+        if not failing:
+            while int(dut.state.value) != FAILED:
+                await FallingEdge(dut.clk)
+                failing += 1
+            after = [failing + i for i in range(-4, 3)]
+        else:
+            for _ in range(after.pop()):
+                await FallingEdge(dut.clk)
+        await command(dut, "clear")
+        await until(dut, lambda: dut.wiped.value == 1 and dut.free.value == 1, 1000)
+        assert int(dut.error.value) == 0
+
+
+@cocotb.test()
+async def bench_short_keys_behind_a_long_one(dut):
+    """The long key is still being overwritten when the next block ends."""
+    rng = generator("toeplitz short behind long")
+    await begin(dut)
+    sink = Sink(dut, "o")
+    blocks = [(*draw(rng, n, 1, "plain"), 1, "plain") for n in (2048, 1, 1, 1, 2048, 1, 1)]
+    outputs, _ = await hash_many(dut, sink, blocks)
+    for (key, seed, m, family), words in zip(blocks, outputs, strict=True):
+        assert words[0] == toeplitz_hash(key, seed, m, family)[0]
+
+
+@cocotb.test()
+async def bench_a_key_passes_to_its_identity_part_as_a_block_ends(dut):
+    """Zeros, not words of the next key, overwrite the key that has been used, at every clock."""
+    rng = generator("toeplitz identity")
+    await begin(dut)
+    sink = Sink(dut, "o")
+    for held_back in range(16):
+        blocks = [(*draw(rng, n, 100, "modified"), 100) for n in (700, 250, 500)]
+        packed = [Geometry(len(key), 100).pack_key(key) for key, *_ in blocks]
+        sink.received.clear()
+
+        async def seeds(blocks=blocks):
+            source = Source(dut, "seed")
+            for key, seed, m in blocks:
+                await source.send(frame(Geometry(len(key), m).pack_seed(seed)))
+
+        async def starts():
+            for n in (700, 250, 500):
+                await until(dut, lambda: dut.free.value == 1)
+                await command(dut, "start", n, 100)
+
+        tasks = [cocotb.start_soon(seeds()), cocotb.start_soon(starts())]
+        source = Source(dut, "key")
+        await source.send(frame(packed[0]))
+        second = frame(packed[1])
+        await source.send(second[:2])
+        await until(dut, lambda: int(dut.state.value) == FINISH)
+        for _ in range(held_back):
+            await FallingEdge(dut.clk)
+        await source.send(second[2:])
+        await source.send(frame(packed[2]))
+        for task in tasks:
+            await task
+        await until(dut, lambda: dut.wiped.value == 1)
+        for i, (key, seed, m) in enumerate(blocks):
+            out = Geometry(len(key), m).unpack_output(unframed(sink.received[2 * i : 2 * i + 2]))
+            assert np.array_equal(out, toeplitz_hash(key, seed, m)), (held_back, i)
 
 
 @cocotb.test()
