@@ -435,7 +435,7 @@ async def bench_a_key_passes_to_its_identity_part_as_a_block_ends(dut):
     await begin(dut)
     sink = Sink(dut, "o")
     for held_back in range(16):
-        blocks = [(*draw(rng, n, 100, "modified"), 100) for n in (700, 250, 500)]
+        blocks = [(*draw(rng, n, 100, "modified"), 100) for n in (700, 250, 300)]
         packed = [Geometry(len(key), 100).pack_key(key) for key, *_ in blocks]
         sink.received.clear()
 
@@ -445,7 +445,7 @@ async def bench_a_key_passes_to_its_identity_part_as_a_block_ends(dut):
                 await source.send(frame(Geometry(len(key), m).pack_seed(seed)))
 
         async def starts():
-            for n in (700, 250, 500):
+            for n in (700, 250, 300):
                 await until(dut, lambda: dut.free.value == 1)
                 await command(dut, "start", n, 100)
 
