@@ -3,8 +3,9 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
+from amaranth.lib.enum import Enum
 from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import (
@@ -21,13 +22,38 @@ from keyrail.contract import (
 from .layouts import layout
 from .ledger import Counts, Ledger
 
-__all__ = ["Slotter"]
+__all__ = ["CORRECTION", "Slotter"]
+
+CORRECTION = data.StructLayout(
+    {
+        "ready": 1,
+        "period": PHASE_BITS + PERIOD_FRACTION_BITS,
+        "reciprocal": 48,
+        "phase": signed(PHASE_BITS + PERIOD_FRACTION_BITS),
+    }
+)
+"""What the tracker decided for the end of a window: period and reciprocal from there on, and how
+much later than it would that slot begins (ps, 44 fraction bits, at most half a period either
+way). Stays as it is from `ready` until the next window's decision."""
 
 _LIMB = 18
 """Operand width of the multipliers on ECP5."""
 _FRACTION = PERIOD_FRACTION_BITS
 _QUOTIENT_BITS = 39
 _CHANNEL_VALID_BITS = 3
+_SPAN_LOG2 = 24
+_SAFE_LOG2 = 9
+"""A window of 2^n slots is longer than 2^(n + 9) ps, since periods are above 512 ps."""
+
+
+class _Windows(Enum, shape=2):
+    OFF = 0
+    FREE = 1
+    """The next record begins a window."""
+    BEGUN = 2
+    """Its first record is in the pipeline, its end not known yet."""
+    ENDS = 3
+    """The time of its end is known."""
 
 
 def _limbs(value: Value) -> list[Value]:
@@ -41,6 +67,16 @@ class Slotter(wiring.Component):
     Slot k begins at ``origin`` + k P. For a tag at time t, k = floor((t - origin) / P), and the
     phase is floor(t - origin - k P) ps; both exact, for any gap up to 2^47 ps between records
     and through any number of wraps of the time.
+
+    Corrections. With ``track``, (origin, P) are replaced where a window ends. The first record
+    (not early, of an existing channel) is in slot k of its own and begins a window, which ends
+    where slot K = k + 2^window_log2 begins, at time S by the pair in force. From S on the pair is
+    (S + phase - K P', P') by ``correction``; the first record at or after S begins the next
+    window. Slot numbers never fall back, as phase is at most half a period: records from S on
+    are in slot K - 1 at least. Which pair holds for a record depends on the tags alone. A record
+    at or after S waits at the entry until the correction is there, which costs a pause only where
+    tag time runs ahead of the clock: the tracker decides a sixteenth of a window before its end.
+    Where a window's first record is inexact, no further window begins.
 
     Arithmetic. Of an earlier record, the base, time t_b, slot k_b and remainder r_b (20.44) are
     kept. With D = t - t_b, T = D + floor(r_b) and f the fraction of r_b, the quotient sought is
@@ -66,7 +102,9 @@ class Slotter(wiring.Component):
     has no part in the order. Markers always pass; an early one is taken at the last record's
     time, at the origin if there is none.
 
-    Latency: 16 clocks, one more for the first record. Throughput: 1 record a clock.
+    Latency: 16 clocks, one more for the first record. Throughput: 1 record a clock. Between the
+    first record of a window and the knowledge of its end lie 40 clocks at most, during which
+    records up to 2^(window_log2 + 9) ps after the first pass freely.
 
     Members
     -------
@@ -79,6 +117,17 @@ class Slotter(wiring.Component):
         floor(2^57 / P), P in ps, 48 bits.
     origin
         Time at which slot 0 begins, ps, 48 bits.
+    track, window_log2
+        1 to take corrections, and the slots of a window (12 to 24); sampled like the period.
+    correction
+        `CORRECTION` from the tracker.
+    taken
+        1 in the clock in which the correction was taken: the first record of the next window
+        left the entry.
+    flush
+        1 while a record waits for a correction and all before it have left `o`.
+    anchor
+        1 beside a record on `o` that begins a window.
     busy
         1 while records are between `i` and `o`.
     counts
@@ -90,6 +139,12 @@ class Slotter(wiring.Component):
     period: In(PHASE_BITS + _FRACTION)
     reciprocal: In(48)
     origin: In(TIME_BITS)
+    track: In(1)
+    window_log2: In(5)
+    correction: In(CORRECTION)
+    taken: Out(1)
+    flush: Out(1)
+    anchor: Out(1)
     busy: Out(1)
     counts: Out(Counts("slotter"))
 
@@ -101,9 +156,14 @@ class Slotter(wiring.Component):
             self.counts.at_frame.eq(ledger.counts.at_frame),
         ]
 
+        # What belongs to the pair in force has a register at each place where the pipeline uses
+        # it; the first record of a window takes the new values along.
         base_time, base_slot = Signal(TIME_BITS), Signal(SLOT_BITS)
-        base_rest = Signal(PHASE_BITS + _FRACTION)
-        last_slot, last_rest = Signal.like(base_slot), Signal.like(base_rest)
+        base_whole, base_fraction = Signal(PHASE_BITS), Signal(_FRACTION)
+        inverse = Signal(48)
+        period_7, period_14 = Signal(PHASE_BITS + _FRACTION), Signal(PHASE_BITS + _FRACTION)
+        last_slot, last_rest = Signal.like(base_slot), Signal(PHASE_BITS + _FRACTION)
+        new_slot, new_rest = Signal.like(base_slot), Signal.like(last_rest)
 
         # -- order, base: the record in the entry register --------------------------------------
 
@@ -130,20 +190,40 @@ class Slotter(wiring.Component):
             early.eq(gap[-1] & gap[:-1].any()),
             near.eq(settled | ~(delta[-1] | last_delta[-1])),
             drop.eq(bad | (click & early)),
-            go.eq(entry_valid & loaded & step & (bad | early | near)),
+        ]
+
+        windows = Signal(_Windows)
+        bound = Signal(TIME_BITS)  # free passage up to here
+        behind, delta_behind = Signal(TIME_BITS), Signal(TIME_BITS)
+        end_floor = Signal(TIME_BITS)
+        bounded, beyond, crosses, prepared = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            behind.eq(entry.time - bound),
+            delta_behind.eq(entry.time - end_floor),
+            bounded.eq((windows == _Windows.BEGUN) | (windows == _Windows.ENDS)),
+            beyond.eq(bounded & ~behind[-1]),
+            crosses.eq((windows == _Windows.ENDS) & ~behind[-1]),
+            go.eq(
+                entry_valid & loaded & step & (bad | early | Mux(beyond, crosses & prepared, near))
+            ),
         ]
         with m.If(entry_valid & ~loaded):
             m.d.sync += [
                 base_time.eq(self.origin),
                 last_time.eq(self.origin),
+                inverse.eq(self.reciprocal),
+                period_7.eq(self.period),
+                period_14.eq(self.period),
                 loaded.eq(1),
                 settled.eq(1),
+                windows.eq(Mux(self.track, _Windows.FREE, _Windows.OFF)),
             ]
         with m.Elif(entry_valid & ~(bad | early | near) & ~flight):
             m.d.sync += [
                 base_time.eq(last_time),
                 base_slot.eq(last_slot),
-                base_rest.eq(last_rest),
+                base_fraction.eq(last_rest),
+                base_whole.eq(last_rest[_FRACTION:]),
                 last_delta.eq(0),
                 settled.eq(1),
             ]
@@ -151,10 +231,12 @@ class Slotter(wiring.Component):
             with m.If(~bad & ~early):
                 m.d.sync += [
                     last_time.eq(entry.time),
-                    last_delta.eq(delta),
+                    last_delta.eq(Mux(crosses, delta_behind, delta)),
                     settled.eq(0),
                     started.eq(1),
                 ]
+                with m.If(crosses):
+                    m.d.sync += base_time.eq(end_floor)
             m.d.comb += [
                 ledger.step["in"].eq(click),
                 ledger.step["bad_channel"].eq(bad),
@@ -169,15 +251,21 @@ class Slotter(wiring.Component):
 
         # -- pipeline --------------------------------------------------------------------------
 
-        passing = data.StructLayout({"valid": 1, "channel": CHANNEL_BITS, "kind": 4})
+        passing = data.StructLayout(
+            {"valid": 1, "channel": CHANNEL_BITS, "kind": 4, "anchor": 1, "switch": 1}
+        )
         depth = 14
         tags = [Signal(passing, name=f"tag_{n}") for n in range(depth + 1)]
         m.d.comb += [
             tags[0].valid.eq(go & ~drop),
             tags[0].channel.eq(entry.channel),
             tags[0].kind.eq(entry.kind),
+            tags[0].anchor.eq(~bad & ~early & (crosses | (windows == _Windows.FREE))),
+            tags[0].switch.eq(~bad & ~early & crosses),
             flight.eq(Cat(tag.valid for tag in tags[1:]).any()),
             self.busy.eq(entry_valid | flight),
+            self.taken.eq(go & tags[0].switch),
+            self.flush.eq(entry_valid & crosses & ~bad & ~early & ~flight & ~self.o.valid),
         ]
 
         def register(value: Value, name: str) -> Signal:
@@ -188,10 +276,11 @@ class Slotter(wiring.Component):
         with m.If(step):
             m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
             # 1, 2: T
-            delta_1 = register(Mux(early, last_delta, delta), "delta_1")
-            total = [register(delta_1 + base_rest[_FRACTION:], "total_2")]
+            forward = Mux(crosses, delta_behind, delta)
+            delta_1 = register(Mux(early, last_delta, forward), "delta_1")
+            total = [register(delta_1 + base_whole, "total_2")]
             # 3 to 6: the estimate, from the six higher partial products at weight 2^36
-            t, r = _limbs(total[0]), _limbs(self.reciprocal)
+            t, r = _limbs(total[0]), _limbs(inverse)
             p = {
                 (a, b): register(t[a] * r[b], f"estimate_{a}_{b}_3")
                 for a in range(3)
@@ -207,7 +296,7 @@ class Slotter(wiring.Component):
                 register((s23 + (s4 << 2 * _LIMB))[57 - 2 * _LIMB :][:_QUOTIENT_BITS], "quotient_6")
             ]
             # 7 to 11: q' P as low_z + (high_z << 54)
-            a, b = _limbs(quotient[0]), _limbs(self.period)
+            a, b = _limbs(quotient[0]), _limbs(period_7)
             p = {
                 (i, j): register(a[i] * b[j], f"product_{i}_{j}_7")
                 for i in range(len(a))
@@ -232,23 +321,34 @@ class Slotter(wiring.Component):
             for n in range(7, 15):
                 quotient.append(register(quotient[-1], f"quotient_{n}"))
             part = 3 * _LIMB - _FRACTION
-            low = register(Cat(base_rest[:_FRACTION], total[-1][:part]) - low_z, "rest_low_12")
+            low = register(Cat(base_fraction, total[-1][:part]) - low_z, "rest_low_12")
             high = register(total[-1][part:] - high_z, "rest_high_12")
             borrowed = Signal((high - low[-1]).shape())
             m.d.comb += borrowed.eq(high - low[-1])
-            reach = len(self.period) + 1 - 3 * _LIMB
+            reach = len(period_7) + 1 - 3 * _LIMB
             x = register(Cat(low[:-1], borrowed[:reach]), "rest_13")
             over_13 = register(borrowed[reach:].any(), "over_13")
             # 14: x less P and less 2 P
             over = register(over_13, "over_14")
             rest_0 = register(x, "rest_0_14")
-            rest_1 = register(x - self.period, "rest_1_14")
-            rest_2 = register((x - (self.period << 1))[-1], "rest_2_negative_14")
+            rest_1 = register(x - period_14, "rest_1_14")
+            rest_2 = register((x - (period_14 << 1))[-1], "rest_2_negative_14")
+            # A record that switches brings what the stage after it needs, a stage ahead.
+            for stage, values in (
+                (0, [(base_whole, new_rest[_FRACTION:])]),
+                (1, [(inverse, self.correction.reciprocal)]),
+                (5, [(period_7, self.correction.period)]),
+                (10, [(base_fraction, new_rest[:_FRACTION])]),
+                (12, [(period_14, self.correction.period)]),
+                (13, [(base_slot, new_slot)]),
+            ):
+                with m.If(tags[stage].valid & tags[stage].switch):
+                    m.d.sync += [target.eq(value) for target, value in values]
 
         # -- result ----------------------------------------------------------------------------
 
         tag = tags[depth]
-        slot, rest = Signal(SLOT_BITS), Signal.like(base_rest)
+        slot, rest = Signal(SLOT_BITS), Signal.like(last_rest)
         more, broken, fails = Signal(), Signal(), Signal()
         m.d.comb += [
             more.eq(~rest_1[-1]),
@@ -260,6 +360,7 @@ class Slotter(wiring.Component):
         with m.If(step):
             m.d.sync += [
                 self.o.valid.eq(tag.valid & ~(click_out & fails)),
+                self.anchor.eq(tag.anchor & ~fails),
                 self.o.payload.channel.eq(tag.channel),
                 self.o.payload.kind.eq(tag.kind),
                 self.o.payload.slot.eq(Mux(fails, last_slot, slot)),
@@ -276,4 +377,63 @@ class Slotter(wiring.Component):
                 ]
                 with m.If(tag.kind == TagKind.FRAME):
                     m.d.comb += [ledger.frame["out"].eq(1), ledger.frame["inexact"].eq(1)]
+        # -- windows ---------------------------------------------------------------------------
+
+        opens = Signal()  # the entry's record begins a window
+        anchor_time, anchored = Signal(TIME_BITS), Signal()
+        span, doublings = Signal(PHASE_BITS + _FRACTION + _SPAN_LOG2), Signal(5)
+        begin = Signal(TIME_BITS + _FRACTION)
+        begin_known, end_known = Signal(), Signal()
+        end, end_slot = Signal(TIME_BITS + _FRACTION), Signal(SLOT_BITS)
+        shift_known = Signal()
+        shift = Signal(signed(PHASE_BITS + _FRACTION + 1))
+        length = Signal(_SPAN_LOG2 + 1)
+        m.d.comb += [
+            end_floor.eq(end[_FRACTION:]),
+            opens.eq(go & tags[0].anchor),
+        ]
+        m.d.sync += length.eq(1 << self.window_log2)
+        with m.If(entry_valid & ~loaded):
+            m.d.sync += [span.eq(self.period), doublings.eq(self.window_log2)]
+        with m.Elif(self.taken):
+            m.d.sync += [span.eq(self.correction.period), doublings.eq(self.window_log2)]
+        with m.Elif(doublings.any()):
+            m.d.sync += [span.eq(span << 1), doublings.eq(doublings - 1)]
+        m.d.sync += anchored.eq(step & tag.valid & tag.anchor & ~fails)
+        with m.If(anchored):
+            m.d.sync += [
+                begin.eq(Cat(Const(0, _FRACTION), anchor_time) - last_rest),
+                end_slot.eq(last_slot + length),
+                begin_known.eq(1),
+            ]
+        with m.If(begin_known & ~doublings.any()):
+            m.d.sync += [end.eq(begin + span), begin_known.eq(0), end_known.eq(1)]
+        with m.If(end_known):
+            m.d.sync += [
+                bound.eq(end_floor + end[:_FRACTION].any()),
+                windows.eq(_Windows.ENDS),
+                end_known.eq(0),
+                shift_known.eq(0),
+                prepared.eq(0),
+            ]
+        # The pair after the end: its base is the record's time S, rounded down, in slot K, or in
+        # the slot before where the new pair has K begin later.
+        with m.If((windows == _Windows.ENDS) & self.correction.ready & ~prepared):
+            m.d.sync += [
+                shift.eq(-self.correction.phase - end[:_FRACTION]),
+                shift_known.eq(1),
+                new_rest.eq(Mux(shift[-1], shift + self.correction.period, shift)),
+                new_slot.eq(end_slot - shift[-1]),
+                prepared.eq(shift_known),
+            ]
+        with m.If(opens):
+            m.d.sync += [
+                anchor_time.eq(entry.time),
+                bound.eq(entry.time + (length << _SAFE_LOG2)),
+                windows.eq(_Windows.BEGUN),
+                prepared.eq(0),
+                shift_known.eq(0),
+            ]
+        with m.If(step & tag.valid & tag.anchor & fails):
+            m.d.sync += windows.eq(_Windows.OFF)
         return m

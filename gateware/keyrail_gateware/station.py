@@ -39,7 +39,6 @@ from .histogram import Histogram
 from .register_bank import BusSignature, RegisterBank
 from .resolver import Resolver
 from .sifter import Sifter
-from .slotter import Slotter
 from .source import Source
 from .squash import Squash
 from .state_memory import StateMemory
@@ -47,6 +46,7 @@ from .t2_encoder import T2Encoder, T2Serialiser
 from .tag_fifo import TagFifo
 from .tally import ReceiverTally, SenderTally
 from .toeplitz import Toeplitz
+from .tracker import TrackedSlotter
 
 __all__ = ["Configuration", "Receiver", "Sender"]
 
@@ -302,9 +302,9 @@ def _flat(payload: object) -> object:
 class Receiver(_Station):
     """The receiver's station: tags to sifted bits.
 
-    Tag path, one record a clock: tag FIFO, slotter, histogram (a tap), blanking, gate; then the
-    stream ``gated`` in instrument mode, or squash, announcer and block memory in key mode.
-    After the block has closed, block memory is read twice: for the bases, and against the replies
+    Tag path, one record a clock: tag FIFO, slotter with tracker, histogram (a tap), blanking,
+    gate; then the stream ``gated`` in instrument mode, or squash, announcer and block memory in key
+    mode. After the block has closed, block memory is read twice: for the bases, and against the replies
     (resolver, tally). In instrument mode the tags leave the FIFO as T2 records as well, on the
     stream ``raw``, where the host asks for it; in key mode that endpoint is closed.
 
@@ -352,7 +352,7 @@ class Receiver(_Station):
         m.submodules.tag_fifo = tag_fifo = TagFifo(1 << self.configuration.tag_fifo_log2)
         m.submodules.t2_encoder = t2_encoder = on_raw(T2Encoder())
         m.submodules.t2_serialiser = t2_serialiser = on_raw(T2Serialiser())
-        m.submodules.slotter = slotter = on_tags(Slotter())
+        m.submodules.slotter = slotter = on_tags(TrackedSlotter())
         m.submodules.histogram = histogram = Histogram()
         m.submodules.blanking = blanking = on_tags(Blanking())
         m.submodules.gate = gate = on_tags(Gate())
@@ -367,6 +367,16 @@ class Receiver(_Station):
             slotter.period.eq(values.slotter_period.value),
             slotter.reciprocal.eq(values.slotter_reciprocal.value),
             slotter.origin.eq(values.slotter_origin.value),
+            slotter.control.eq(values.tracker_control),
+            slotter.minimum.eq(values.tracker_minimum.value),
+            slotter.gate.eq(values.tracker_gate.value),
+            slotter.holdover.eq(values.tracker_holdover.value),
+            slotter.channels.eq(values.tracker_channels.value),
+            bank.status.tracker_status.locked.eq(slotter.locked),
+            bank.status.tracker_status.holding.eq(slotter.holding),
+            bank.status.tracker_period.value.eq(slotter.period_now),
+            bank.status.tracker_slot.value.eq(slotter.slot_now),
+            bank.status.tracker_error.as_value().eq(slotter.error),
             histogram.shift.eq(values.histogram_shift.value),
             histogram.key_mode.eq(self.key_mode),
             histogram.dump.eq(bank.strobes.histogram_command),
@@ -378,6 +388,10 @@ class Receiver(_Station):
             announcer.last_slot.eq(values.block_last_slot.value),
             announcer.full.eq(memory.full),
             resolver.exhausted.eq(memory.done),
+        ]
+        m.d.comb += [
+            slotter.targets[channel].eq(values[f"tracker_target_{channel}"].value)
+            for channel in range(CHANNELS)
         ]
         windows = [
             values[f"gate_{channel}_{window}"].as_value()
@@ -448,6 +462,7 @@ class Receiver(_Station):
             ("receiver_tally", tally),
         ):
             self._ledger(m, name, block.counts)
+        self._ledger(m, "tracker", slotter.tracker_counts)
         self._finish(m, histogram.refused, histogram.busy | slotter.busy | tag_fifo.busy)
         return m
 

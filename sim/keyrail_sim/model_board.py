@@ -53,6 +53,7 @@ from keyrail_sim.models.state_memory import StateMemory
 from keyrail_sim.models.t2_encoder import T2Encoder
 from keyrail_sim.models.tally import ReceiverTally, SenderTally
 from keyrail_sim.models.toeplitz import Toeplitz
+from keyrail_sim.models.tracker import TrackerSettings
 
 
 @dataclass(frozen=True)
@@ -329,6 +330,7 @@ class ModelReceiver(ModelBoard):
             "tag_fifo": self.tag_fifo,
             "t2_encoder": self.t2_encoder.ledger,
             "slotter": self.slotter.ledger if self.slotter else Ledger("slotter"),
+            "tracker": self.slotter.tracker.ledger if self.slotter else Ledger("tracker"),
             "blanking": self.blanking.ledger,
             "gate": self.gate.ledger,
             "squash": self.squash.ledger,
@@ -350,6 +352,16 @@ class ModelReceiver(ModelBoard):
             self.t2_encoder = T2Encoder()
 
     def _status(self, name: str) -> int:
+        if name.startswith("tracker_"):
+            loop = self.slotter.tracker if self.slotter else None
+            shown = {
+                "tracker_status": loop.locked | loop.holding << 1 if loop else 2,
+                "tracker_period": loop.period if loop else 0,
+                "tracker_slot": loop.slot if loop else 0,
+                "tracker_error": loop.error[0] | loop.error[1] << 36 if loop else 0,
+            }
+            if name in shown:
+                return shown[name]
         front = ("inputs", "merge_held", "rate_alarm", "tag_fifo_held")
         absent = name in front or name.removeprefix("rate_").isdecimal()
         return 0 if absent else super()._status(name)
@@ -390,6 +402,7 @@ class ModelReceiver(ModelBoard):
                     self.values["slotter_period"],
                     self.values["slotter_reciprocal"],
                     self.values["slotter_origin"],
+                    TrackerSettings.from_registers(self.values),
                 )
             click = tags["kind"] == TagKind.CLICK
             frames = np.flatnonzero(tags["kind"] == TagKind.FRAME)

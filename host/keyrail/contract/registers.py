@@ -205,6 +205,16 @@ LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
             Counter("inexact", "Clicks dropped because period and reciprocal disagree."),
         ),
     ),
+    "tracker": (
+        _RECEIVER,
+        (
+            Counter("windows", "Windows that ended."),
+            Counter("corrections", "Windows that gave a new origin and period."),
+            Counter("dark", "Windows held over: too few clicks."),
+            Counter("incoherent", "Windows held over: no pulse stands out of the clicks."),
+            Counter("lock_losses", "Times that the lock was lost."),
+        ),
+    ),
     "blanking": (
         _RECEIVER,
         (
@@ -650,6 +660,81 @@ def _build() -> tuple[Register, ...]:
         ),
         read,
         "What the last calibration that ended with a table found against the one before.",
+        _RECEIVER,
+    )
+    start(0xD0)
+    add(
+        "tracker_control",
+        (
+            Field("enable", 1, "1: the loop follows the source."),
+            Field("window_log2", 5, "A window has 2^this slots; 12 to 24.", "slots"),
+            Field("phase_shift", 5, "Gain of the phase is 2^-this."),
+            Field("period_shift", 6, "A window's gain of the period is 2^-this."),
+            Field("limit_log2", 5, "The period stays within 2^-this of its start; 10 at least."),
+            Field("threshold", 4, "Coherence that a window must show, in sixteenths."),
+            Field("lock_windows", 4, "Windows in a row that give or take the lock."),
+        ),
+        write,
+        "Tracking loop; sampled from the first record after a reset of the tag path on.",
+        _RECEIVER,
+    )
+    add("tracker_minimum", one(16, "Clicks."), write, "Fewest clicks of a window.", _RECEIVER)
+    add(
+        "tracker_gate",
+        (_value(20, "Half width.", "ps"),),
+        write,
+        "While locked, clicks within this of their target are measured.",
+        _RECEIVER,
+    )
+    add(
+        "tracker_holdover",
+        one(SLOT_BITS, "Slots."),
+        write,
+        "The lock ends this long after the last window that was followed.",
+        _RECEIVER,
+        (1 << SLOT_BITS) - 1,
+    )
+    add(
+        "tracker_channels",
+        one(CHANNELS, "Bit n: channel n."),
+        write,
+        "Channels whose clicks count.",
+        _RECEIVER,
+    )
+    for channel in range(CHANNELS):
+        add(
+            f"tracker_target_{channel}",
+            (_value(20, "Phase.", "ps"),),
+            write,
+            f"Phase at which pulses of channel {channel} are to lie.",
+            _RECEIVER,
+        )
+    add(
+        "tracker_status",
+        (
+            Field("locked", 1, "1 while the loop is locked."),
+            Field("holding", 1, "1 while it holds over, or has not begun."),
+        ),
+        read,
+        "State of the loop.",
+        _RECEIVER,
+    )
+    add(
+        "tracker_period",
+        (_value(20 + PERIOD_FRACTION_BITS, "20.44 fixed point.", "ps"),),
+        read,
+        "Slot period in force; 0 before the first window.",
+        _RECEIVER,
+    )
+    add("tracker_slot", one(SLOT_BITS, "Slot."), read, "Slot of the last correction.", _RECEIVER)
+    add(
+        "tracker_error",
+        (
+            Field("magnitude", 36, "20.16 fixed point.", "ps"),
+            Field("early", 1, "1 where the pulses came before their target."),
+        ),
+        read,
+        "Mean phase error of the last window that was followed.",
         _RECEIVER,
     )
 

@@ -18,6 +18,7 @@ from keyrail.contract import (
 from keyrail.layouts import Structured, zeros
 
 from .ledger import Ledger
+from .tracker import Tracker, TrackerSettings
 
 _Ints = npt.NDArray[np.int64]
 _Bools = npt.NDArray[np.bool_]
@@ -55,6 +56,9 @@ class Slotter:
         period.
     origin
         Time at which slot 0 begins, ps modulo 2^48.
+    tracking
+        Registers of the tracker behind it, as ``tracker`` has it; none, or switched off, leaves
+        origin and period as they are.
 
     Raises
     ------
@@ -62,7 +66,13 @@ class Slotter:
         If no reciprocal is given and the period is outside the contract's range.
     """
 
-    def __init__(self, period: int, reciprocal_value: int | None = None, origin: int = 0) -> None:
+    def __init__(
+        self,
+        period: int,
+        reciprocal_value: int | None = None,
+        origin: int = 0,
+        tracking: TrackerSettings | None = None,
+    ) -> None:
         self.period = period
         self.reciprocal = reciprocal(period) if reciprocal_value is None else reciprocal_value
         self.origin = origin
@@ -70,10 +80,15 @@ class Slotter:
         self._exact = _belongs(period, self.reciprocal)
         self._last = 0  # ps from the origin to the last record, unwrapped
         self._started = False
+        # The pair in force: slot and remainder (44 fraction bits) at a time counted like `_last`.
         self._base = (0, 0, 0)
+        self.tracker = Tracker(tracking or TrackerSettings(), period, self.reciprocal)
+        self._track = self.tracker.on
+        self._end: tuple[int, int] | None = None  # of the window: time (44 fraction bits), slot
         self._result = (0, 0)
         self._settled = True
         self._broken = False
+        self._imitated = 0  # like `_last`, to the last record imitated
 
     def process(self, tags: Structured) -> Structured:
         """Turn a chunk of ``tag`` records into ``slot_tag``; state is kept for the next chunk."""
@@ -101,15 +116,9 @@ class Slotter:
             self._started = True
 
         slots, phases = np.zeros(len(time), np.uint64), np.zeros(len(time), np.uint32)
-        fails_chosen = np.zeros(len(time), bool)
         dropped = click & early
         kept = ~dropped[chosen]
-        if self._exact:
-            self._divide(position, slots, phases)
-        else:
-            fails_chosen[kept] = self._imitate(
-                position[kept], early_chosen[kept], slots, phases, np.flatnonzero(kept)
-            )
+        fails_chosen = self._segments(tags[chosen], position, early_chosen, kept, slots, phases)
         if len(position):
             self._last += int(position[-1])
 
@@ -153,6 +162,88 @@ class Slotter:
             position[index] = place
         return position, early
 
+    def _segments(
+        self,
+        tags: Structured,
+        position: _Ints,
+        early: _Bools,
+        kept: _Bools,
+        slots: npt.NDArray[np.uint64],
+        phases: npt.NDArray[np.uint32],
+    ) -> _Bools:
+        """Slots and phases window by window; returns which records are inexact."""
+        fails = np.zeros(len(position), bool)
+
+        def run(first: int, stop: int) -> None:
+            part = slice(first, stop)
+            if self._exact:
+                self._divide(position[part], slots[part], phases[part])
+            else:
+                where = np.flatnonzero(kept[part]) + first
+                fails[where] = self._imitate(position[where], early[where], slots, phases, where)
+
+        def show(first: int, stop: int) -> None:
+            """Show the tracker what leaves the slotter."""
+            part = slice(first, stop)
+            passes = kept[part] & ~(fails[part] & (tags["kind"][part] == TagKind.CLICK))
+            where = np.flatnonzero(passes) + first
+            self.tracker.add(slots[where], phases[where], tags[where])
+
+        at = 0
+        while at < len(position):
+            begins = len(position)  # the next record that begins a window
+            if self._track and self._end is not None:
+                begins = int(np.searchsorted(position, -(-self._end[0] >> _FRACTION) - self._last))
+            elif self._track and not early[at:].all():
+                begins = at + int(early[at:].argmin())
+            run(at, begins)
+            if self._track:
+                show(at, begins)
+            at = begins
+            if at == len(position):
+                break
+            self._correct()
+            time = self._last + int(position[at])
+            if self._exact:
+                slot, rest = self._at(time)
+                self._begin(time, slot, rest)
+            else:
+                run(at, at + 1)
+                if fails[at]:
+                    self._track = False
+                else:
+                    self._begin(time, *self._result)
+                    show(at, at + 1)
+                at += 1
+        return fails
+
+    def _at(self, time: int) -> tuple[int, int]:
+        """Slot and remainder (44 fraction bits) at a time, by the pair in force."""
+        base_time, base_slot, base_rest = self._base
+        more, rest = divmod(((time - base_time) << _FRACTION) + base_rest, self.period)
+        return (base_slot + more) & _MASK, rest
+
+    def _begin(self, time: int, slot: int, rest: int) -> None:
+        """The record at `time` begins a window."""
+        length = self.tracker.length
+        self._end = ((time << _FRACTION) - rest + length * self.period, (slot + length) & _MASK)
+        self.tracker.begin(slot)
+
+    def _correct(self) -> None:
+        """The window is over: replace origin and period where its end begins."""
+        if self._end is None:
+            return
+        end, slot = self._end
+        correction = self.tracker.decide()
+        time, part = divmod(end, _ONE)
+        rest = -correction.phase - part
+        self.period, self.reciprocal = correction.period, correction.reciprocal
+        self._base = (time, slot, rest)
+        if rest < 0:
+            self._base = (time, (slot - 1) & _MASK, rest + self.period)
+        self._settled = True  # the next record needs no other base
+        self._end = None
+
     def _divide(
         self, position: _Ints, slots: npt.NDArray[np.uint64], phases: npt.NDArray[np.uint32]
     ) -> None:
@@ -164,7 +255,7 @@ class Slotter:
         while start < len(position):
             first = int(position[start])
             stop = int(np.searchsorted(position, first + _SPAN))
-            base_slot, base_rest = divmod((self._last + first) << _FRACTION, self.period)
+            base_slot, base_rest = self._at(self._last + first)
             base_phase, base_part = divmod(base_rest, _ONE)
             total = position[start:stop] - (first - base_phase)
             # The estimate's error is below 1/700, so it is the quotient or one beside it.
@@ -188,7 +279,7 @@ class Slotter:
                 corrected = rest[above] + (mask + np.uint64(1)) - fraction
                 phase[above] -= whole + 1 - (corrected >> rise).astype(np.int64)
                 q[above] += 1
-            slots[start:stop] = (q + (base_slot & _MASK)) & _MASK
+            slots[start:stop] = (q + base_slot) & _MASK
             phases[start:stop] = phase
             start = stop
 
@@ -203,7 +294,7 @@ class Slotter:
         """Follow the gateware's arithmetic with a reciprocal that does not belong."""
         fails = np.zeros(len(position), bool)
         start = self._last
-        last = start
+        last = self._imitated
         for index, (ahead, is_early) in enumerate(
             zip(position.tolist(), early.tolist(), strict=True)
         ):
@@ -214,7 +305,7 @@ class Slotter:
                 if not (self._settled or near):
                     self._base = base_time, base_slot, base_rest = (last, *self._result)
                 self._settled = False
-                last = time
+                self._imitated = last = time
             total = time - base_time + (base_rest >> _FRACTION)
             estimate = sum(
                 ((total >> 18 * a & _LIMB) * (self.reciprocal >> 18 * b & _LIMB)) << 18 * (a + b)
