@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Second-order loop that follows the source's clock: phases of clicks to corrections."""
 
+from itertools import pairwise
+
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
@@ -38,6 +40,7 @@ _ERROR = PHASE_BITS + _ERROR_FRACTION
 _UP = _FRACTION - _ERROR_FRACTION
 _RECIPROCAL = 48
 _LIMIT_LEAST = 10
+_SETTINGS = ("control", "minimum", "gate", "holdover", "channels", "targets")
 _WINDOW_LEAST, _WINDOW_MOST = 12, 24
 
 
@@ -200,7 +203,7 @@ class Tracker(wiring.Component):
 
         fields = {"valid": 1, "anchor": 1, "frame": 1, "counts": 1}
         passing = [Signal(data.StructLayout(fields), name=f"passing_{n}") for n in range(6)]
-        m.d.sync += [after.eq(before) for before, after in zip(passing, passing[1:], strict=False)]
+        m.d.sync += [after.eq(before) for before, after in pairwise(passing)]
         payload = self.i.payload
         channel = payload.channel[: (CHANNELS - 1).bit_length()]
         m.d.comb += [
@@ -556,7 +559,7 @@ class TrackedSlotter(wiring.Component):
             tracker.taken.eq(slotter.taken),
             self.busy.eq(slotter.busy),
         ]
-        for name in ["period", "reciprocal", "control", "minimum", "gate", "holdover", "channels", "targets"]:
+        for name in ("period", "reciprocal", *_SETTINGS):
             m.d.comb += getattr(tracker, name).eq(getattr(self, name))
         for name in ("locked", "holding", "period_now", "slot_now", "error"):
             m.d.comb += getattr(self, name).eq(getattr(tracker, name))

@@ -41,6 +41,8 @@ class Acquisition:
         Mean visibility over the channels, weighted by tags.
     visibility_by_channel
         |mean of exp(2 pi i t / P)| of each channel, 0 to 1.
+    phase_by_channel
+        Phase of each channel's pulses within their slots, ps.
     origin_ps
         Beginning of a slot, at or before the first tag, ps; the pulses of the channel with most
         tags lie in the middle of their slots.
@@ -56,6 +58,7 @@ class Acquisition:
     period_ps_uncertainty: float
     visibility: float
     visibility_by_channel: dict[int, float]
+    phase_by_channel: dict[int, float]
     origin_ps: int
     divided: bool
     note: str
@@ -211,6 +214,10 @@ def acquire(
     origin = start + round(pulse - period / 2)
     while origin > start:
         origin -= round(period)
+    phases = {
+        n: float((np.angle(mean) / (2 * np.pi) * period - (origin - start)) % period)
+        for n, mean in zip(numbers, means, strict=True)
+    }
     # Lines as strong as the first at its multiples: pulses much shorter than the period.
     harmonics = [
         min(abs(_phasors(part, k / period).mean()) for k in range(2, _DIVISION + 1))
@@ -229,6 +236,7 @@ def acquire(
         _uncertainty(parts, period, span),
         float(np.average(list(visibility.values()), weights=weights)),
         visibility,
+        phases,
         origin,
         divided,
         note,

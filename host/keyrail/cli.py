@@ -162,6 +162,7 @@ def demo(
     show_default=True,
     help="rtl: the real gateware under Verilator; model: its numpy twin.",
 )
+@click.option("--tracking/--no-tracking", default=True, help="Follow the source's clock.")
 @click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
 @click.option("--report", type=str, default=None, help="Write an HTML report with plots.")
 def replay(
@@ -170,6 +171,7 @@ def replay(
     frequency_hint: float | None,
     file_format: str | None,
     backend: str,
+    tracking: bool,
     json_file: str | None,
     report: str | None,
 ) -> None:
@@ -195,7 +197,9 @@ def replay(
     console = Console(stderr=json_file == "-")
     with _progress(console) as progress:
         stages = _Stages(progress)
-        result = replays.replay(file, backend, chosen, frequency_hint, file_format, stages)
+        result = replays.replay(
+            file, backend, chosen, frequency_hint, file_format, tracking, stages
+        )
         stages.finish()
     table = Table(title=f"Replay of {Path(file).name}", title_justify="left", show_header=False)
     table.add_column(style="bold")

@@ -55,6 +55,13 @@ class Replay:
         Clicks dropped, by ``block: reason``; with `tags_out` they account for every click.
     gates
         By channel: first phase accepted and first phase past the window, ps.
+    decoded
+        All tags as the slotter decodes them, gates open.
+    visibility_decoded
+        By channel: |mean of exp(2 pi i phase / P)| of `decoded`; with tracking, of the slots
+        that the loop corrects.
+    tracking, tracking_counts
+        State of the loop in the end, and its counters; None and empty where it is off.
     slot_offsets
         By channel: accepted tags by slot number modulo 8, shape (8,).
     histogram
@@ -81,6 +88,10 @@ class Replay:
     bin_ps: int
     stream_sha256: dict[str, str]
     gated: Structured = field(repr=False)
+    decoded: Structured = field(repr=False)
+    visibility_decoded: dict[int, float] = field(default_factory=dict)
+    tracking: tag_path.TrackingState | None = None
+    tracking_counts: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Result for JSON; ``visibility`` is by channel, ``dropped`` is the sum of reasons."""
@@ -104,6 +115,8 @@ class Replay:
             "period_may_be_divided": found.divided if found else None,
             "period_note": self.note,
             "visibility": {str(c): v for c, v in visibility.items()},
+            "visibility_decoded": {str(c): v for c, v in self.visibility_decoded.items()},
+            "tracking": self._tracking(),
             "gates": {
                 str(channel): {"start_ps": start, "stop_ps": stop}
                 for channel, (start, stop) in self.gates.items()
@@ -111,6 +124,13 @@ class Replay:
             "tags_per_slot_offset": {str(c): v for c, v in self.slot_offsets.items()},
             "stream_sha256": self.stream_sha256,
         }
+
+    def _tracking(self) -> dict[str, Any] | None:
+        state = self.tracking
+        if state is None:
+            return None
+        period = state.period / (1 << PERIOD_FRACTION_BITS)
+        return {"locked": state.locked, "period_ps": period, **self.tracking_counts}
 
     def summary(self) -> list[tuple[str, str]]:
         """Rows of the last table."""
@@ -125,11 +145,20 @@ class Replay:
         if found:
             uncertainty = f"{found.period_ps_uncertainty:.1g}"
             rows.append(("Pulse period", f"{found.period_ps:.8f} +- {uncertainty} ps"))
+        if self.tracking:
+            counts = self.tracking_counts
+            state = "locked" if self.tracking.locked else "not locked"
+            note = (
+                f"{state}, {counts['corrections']:,} corrections in {counts['windows']:,} windows"
+            )
+            rows.append(("Tracking", note))
         if self.note:
             rows.append(("Note on the period", self.note))
         for channel, (start, stop) in self.gates.items():
             if found:
-                visibility = f"{found.visibility_by_channel[channel]:.4f}"
+                visibility = f"{found.visibility_by_channel[channel]:.4f} with one period"
+                if self.tracking:
+                    visibility += f", {self.visibility_decoded[channel]:.4f} tracked"
                 rows.append((f"Channel {channel}: visibility", visibility))
             rows += [
                 (f"Channel {channel}: gate", f"{start} to {stop} ps"),
@@ -148,6 +177,7 @@ def replay(
     channels: Sequence[int] | None = None,
     frequency_hint: float | None = None,
     file_format: str | None = None,
+    tracking: bool = True,
     progress: Callable[[str, float], None] = lambda stage, share: None,
 ) -> Replay:
     """Send a recording through the tag path of a simulated receiver.
@@ -167,6 +197,8 @@ def replay(
         Pulse frequency, Hz, if it is known; found without it otherwise.
     file_format
         Format of the file where its name does not tell.
+    tracking
+        Follow the source's clock, where the recording has pulses; else one period for all of it.
     progress
         Called with the stage and its share done, 0 to 1.
 
@@ -212,13 +244,16 @@ def replay(
         period, origin, note = NO_PULSES_PERIOD, int(times[0]), str(error)
 
     progress("opening the board", 0)
-    digests = {name: hashlib.sha256() for name in ("gated", "histogram")}
+    digests = {name: hashlib.sha256() for name in ("decoded", "gated", "histogram")}
     with board.open(BACKENDS[backend]) as receiver:
         receiver.write("mode", Mode.INSTRUMENT)
         tag_path.set_slots(receiver, period, origin)
+        if found and tracking:
+            tag_path.set_tracking(receiver, _tracking(found, times))
         tag_path.open_gates(receiver, present, period)
         _send(receiver, times, numbers, "first pass: histogram", progress)
-        receiver.receive("gated")
+        decoded = receiver.receive("gated")
+        digests["decoded"].update(pack(GATED_TAG, decoded).tobytes())
         histogram = tag_path.read_histogram(receiver)
         assert histogram is not None, "instrument mode lets every histogram out"
         digests["histogram"].update(histogram.tobytes())
@@ -240,6 +275,8 @@ def replay(
         tag_path.check_ledgers(receiver, tag_path.CHAIN[:3], at_frame=True)
         gated = receiver.receive("gated")
         digests["gated"].update(pack(GATED_TAG, gated).tobytes())
+        state = tag_path.tracking_state(receiver) if found and tracking else None
+        counts = receiver.ledger("tracker") if state else {}
         tags_in = receiver.ledger("slotter")["in"]
         tags_out = receiver.ledger("gate")["out"]
 
@@ -271,7 +308,33 @@ def replay(
         bin_ps,
         {name: digest.hexdigest() for name, digest in digests.items()},
         gated,
+        decoded,
+        {channel: _visibility(decoded, channel, period_ps) for channel in present},
+        state,
+        counts,
     )
+
+
+def _tracking(found: acquire.Acquisition, times: npt.NDArray[np.int64]) -> tag_path.Tracking:
+    """A loop for all channels, fast enough for the wander of a free-running laser's clock."""
+    slots = max(1.0, int(times[-1] - times[0]) / found.period_ps)
+    minimum = 16
+    return tag_path.Tracking(
+        {channel: round(phase) for channel, phase in found.phase_by_channel.items()},
+        tag_path.Tracking.window_for(found.period_fixed, len(times) / slots, minimum),
+        gate_ps=int(found.period_ps / 4),
+        holdover_slots=int(1e12 / found.period_ps),
+        phase_shift=1,
+        period_shift=4,
+        minimum=minimum,
+    )
+
+
+def _visibility(tags: Structured, channel: int, period_ps: float) -> float:
+    chosen = (tags["kind"] == TagKind.CLICK) & (tags["channel"] == channel)
+    if not chosen.any():
+        return 0.0
+    return float(abs(np.exp(2j * np.pi / period_ps * tags["phase"][chosen]).mean()))
 
 
 def _send(

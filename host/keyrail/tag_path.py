@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,176 @@ def set_slots(board: Board, period: int, origin_ps: int) -> None:
     board.write("histogram_shift", shift)
     board.write("tag_path_reset", 1)
     board.run()
+
+
+TRACKING_WINDOW_LOG2 = (12, 24)
+"""A tracking window has 2^this slots, smallest and largest."""
+TRACKING_GUARD_PS = 2_000_000
+"""The last sixteenth of a window lasts this long at least: the loop decides meanwhile."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Settings of the tracking loop (gateware's ``tracker`` has its equations).
+
+    Parameters
+    ----------
+    targets
+        By channel whose clicks count: phase at which its pulses are to lie, ps.
+    window_log2
+        Slots of a window, as a power of two; `window_for` finds one for a rate of clicks.
+    gate_ps
+        While locked, clicks within this of their target are measured.
+    holdover_slots
+        The lock ends this long after the last window that was followed.
+    phase_shift, period_shift
+        A window corrects 2^-phase_shift of its mean phase error at once, and its mean period by
+        2^-period_shift of that error; critically damped by default, and the same for any window.
+    limit_log2
+        The period stays within 2^-this of what it was at the beginning; 10 to 31.
+    threshold
+        Coherence a window must show, in sixteenths: 0 to 15.
+    lock_windows
+        Windows in a row that give the lock or take it, 1 to 15.
+    minimum
+        Clicks a window must hold, 1 to 65535.
+    """
+
+    targets: Mapping[int, int]
+    window_log2: int
+    gate_ps: int
+    holdover_slots: int
+    phase_shift: int = 2
+    period_shift: int = 6
+    limit_log2: int = 13
+    threshold: int = 6
+    lock_windows: int = 3
+    minimum: int = 64
+
+    @staticmethod
+    def window_for(period: int, clicks_per_slot: float, minimum: int = 64) -> int:
+        """Window that holds four times the fewest clicks it must, and gives time to decide.
+
+        Parameters
+        ----------
+        period
+            Slot period, ps in 20.44 fixed point.
+        clicks_per_slot
+            Clicks that count, to a slot, as far as known.
+        minimum
+            Clicks a window must hold.
+
+        Returns
+        -------
+        int
+            ``window_log2``; the largest there is where even that holds too few clicks.
+        """
+        least, most = TRACKING_WINDOW_LOG2
+        period_ps = period / (1 << PERIOD_FRACTION_BITS)
+        slots = max(16 * TRACKING_GUARD_PS / period_ps, 4 * minimum / max(clicks_per_slot, 1e-12))
+        return int(min(most, max(least, np.ceil(np.log2(slots)))))
+
+
+@dataclass(frozen=True)
+class TrackingState:
+    """What the loop says of itself, as of the last window that began.
+
+    Attributes
+    ----------
+    locked, holding
+        It follows the source; it holds over, or has not begun.
+    period
+        In force, ps in 20.44 fixed point; 0 before the first window.
+    slot
+        Of the last correction.
+    error_ps
+        Mean phase error of the last window that was followed; positive is late.
+    """
+
+    locked: bool
+    holding: bool
+    period: int
+    slot: int
+    error_ps: float
+
+
+def set_tracking(board: Board, tracking: Tracking | None) -> None:
+    """Set the tracking loop, or switch it off.
+
+    The loop takes its settings with the first record after a restart of the tag path: call
+    `set_slots` afterwards, or before any tag is sent.
+
+    Parameters
+    ----------
+    board
+        A receiver's board, idle.
+    tracking
+        Settings; None switches the loop off.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of its range, a channel does not exist, or the last sixteenth of a
+        window is too short to decide in.
+    """
+    if tracking is None:
+        board.write("tracker_control", 0)
+        return
+    period = board.read("slotter_period")
+    least, most = TRACKING_WINDOW_LOG2
+    for name, low, high in (
+        ("window_log2", least, most),
+        ("phase_shift", 0, 31),
+        ("period_shift", 0, 63),
+        ("limit_log2", 10, 31),
+        ("threshold", 0, 15),
+        ("lock_windows", 1, 15),
+        ("minimum", 1, 0xFFFF),
+        ("gate_ps", 0, period >> PERIOD_FRACTION_BITS),
+    ):
+        value = getattr(tracking, name)
+        if not low <= value <= high:
+            raise SettingError(f"tracking.{name}", value, f"{low} to {high}")
+    guard = (period << tracking.window_log2) >> (PERIOD_FRACTION_BITS + 4)
+    if guard < TRACKING_GUARD_PS:
+        raise SettingError(
+            "tracking.window_log2",
+            tracking.window_log2,
+            f"windows of {16 * TRACKING_GUARD_PS / 1e6:.0f} us or more at this period",
+        )
+    for channel, target in tracking.targets.items():
+        if not 0 <= channel < CHANNELS:
+            raise SettingError("tracking.targets", channel, f"channels 0 to {CHANNELS - 1}")
+        if not 0 <= target <= period >> PERIOD_FRACTION_BITS:
+            raise SettingError(f"tracking.targets[{channel}]", target, "a phase within the slot")
+    board.write(
+        "tracker_control",
+        enable=1,
+        window_log2=tracking.window_log2,
+        phase_shift=tracking.phase_shift,
+        period_shift=tracking.period_shift,
+        limit_log2=tracking.limit_log2,
+        threshold=tracking.threshold,
+        lock_windows=tracking.lock_windows,
+    )
+    board.write("tracker_minimum", tracking.minimum)
+    board.write("tracker_gate", tracking.gate_ps)
+    board.write("tracker_holdover", tracking.holdover_slots)
+    board.write("tracker_channels", sum(1 << channel for channel in tracking.targets))
+    for channel in range(CHANNELS):
+        board.write(f"tracker_target_{channel}", tracking.targets.get(channel, 0))
+
+
+def tracking_state(board: Board) -> TrackingState:
+    """Read the state of the tracking loop."""
+    status, error = board.read_fields("tracker_status"), board.read_fields("tracker_error")
+    return TrackingState(
+        bool(status["locked"]),
+        bool(status["holding"]),
+        board.read("tracker_period"),
+        board.read("tracker_slot"),
+        error["magnitude"] / 65536 * (-1 if error["early"] else 1),
+    )
 
 
 def set_gates(
@@ -141,6 +312,33 @@ def tag_records(
     records["kind"] = kinds[order]
     records["channel"] = numbers[order]
     return records
+
+
+def decoded_times(tags: Structured, period: int) -> npt.NDArray[np.int64]:
+    """Times of decoded tags, counted from the beginning of slot 0.
+
+    Parameters
+    ----------
+    tags
+        Records with ``slot`` and ``phase``; slots below 2^41.
+    period
+        Slot period, ps in 20.44 fixed point.
+
+    Returns
+    -------
+    numpy.ndarray
+        ceil(slot x P) + phase, ps: exactly the times that were stamped, less the origin, where
+        the slots had this one period; with tracking, times in the source's clock.
+    """
+    slots, half = tags["slot"].astype(np.int64), PERIOD_FRACTION_BITS // 2
+    if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < 1 << 41:
+        raise SettingError("slot", int(slots.max()), "0 to 2^41 - 1")
+    whole, fraction = divmod(period, 1 << PERIOD_FRACTION_BITS)
+    mask = (1 << half) - 1
+    low = slots * (fraction & mask)
+    high = slots * (fraction >> half) + (low >> half)
+    rounded = (high >> half) + ((high & mask | low & mask) > 0)
+    return slots * whole + rounded + tags["phase"].astype(np.int64)
 
 
 def send_frame(board: Board, time_ps: int) -> None:

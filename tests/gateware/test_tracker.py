@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tracking loop round the slotter: gateware against twin, twin against Python's integers."""
 
-
 import cocotb
 import numpy as np
 import pytest

@@ -57,7 +57,9 @@ def demo(slots=10_000_000):
 
 def replayed(name="a.qutag", found=True):
     times = np.arange(10, dtype=np.int64)
-    acquisition = Acquisition(10_000 << 44, 10_000.0, 1e-6, 0.98, {1: 0.97, 2: 0.99}, 0, False, "")
+    acquisition = Acquisition(
+        10_000 << 44, 10_000.0, 1e-6, 0.98, {1: 0.97, 2: 0.99}, {}, 0, False, ""
+    )
     return Replay(
         recording=Recording(name, "qutag", times, np.ones(10, np.uint16), 10, out_of_order=3),
         acquisition=acquisition if found else None,
@@ -73,6 +75,7 @@ def replayed(name="a.qutag", found=True):
         bin_ps=16,
         stream_sha256={},
         gated=zeros(GATED_TAG, 0),
+        decoded=zeros(GATED_TAG, 0),
     )
 
 
@@ -128,7 +131,7 @@ def test_replay_report(found):
     rows, headings, _ = check_page(replay_report(replayed(found=found)), 2)
     assert rows["Dropped by gate: outside"] == "600"
     assert rows["Channel 2: gate"] == ("9700 to 300 ps" if found else "0 to 10000 ps")
-    assert rows.get("Channel 2: visibility") == ("0.9900" if found else None)
+    assert rows.get("Channel 2: visibility") == ("0.9900 with one period" if found else None)
     assert rows.get("Note on the period") == (None if found else "no pulse period found")
     assert "gates (shaded)" in headings[0]
 
