@@ -19,6 +19,7 @@ from keyrail.contract import (
     TagKind,
 )
 
+from .division import FULL, Fabric, estimate, product, remainder
 from .layouts import layout
 from .ledger import Counts, Ledger
 
@@ -36,10 +37,7 @@ CORRECTION = data.StructLayout(
 much later than it would that slot begins (ps, 44 fraction bits, at most half a period either
 way). Stays as it is from `ready` until the next window's decision."""
 
-_LIMB = 18
-"""Operand width of the multipliers on ECP5."""
 _FRACTION = PERIOD_FRACTION_BITS
-_QUOTIENT_BITS = 39
 _CHANNEL_VALID_BITS = 3
 _SPAN_LOG2 = 24
 _SAFE_LOG2 = 9
@@ -54,11 +52,6 @@ class _Windows(Enum, shape=2):
     """Its first record is in the pipeline, its end not known yet."""
     ENDS = 3
     """The time of its end is known."""
-
-
-def _limbs(value: Value) -> list[Value]:
-    """Limbs of 18 bits, the lowest first."""
-    return [value[at : at + _LIMB] for at in range(0, len(value), _LIMB)]
 
 
 class Slotter(wiring.Component):
@@ -85,10 +78,10 @@ class Slotter(wiring.Component):
     add, which are left out. Since 2^57 / P - R < 1, T < 2^48, f < 1 and E < 2^36 + 2 x 2^54,
     (T + f) / P - (T R - E) / 2^57 < 2^-9 + 1/800 + 1/4 + 2^-21 < 1, and it is not negative: q'
     is q or q - 1. The remainder x = (T + f) - q' P is then calculated in full width and tells
-    which. An x outside [0, 2 P) is possible only if ``reciprocal`` does not belong to
-    ``period``; as x is never truncated before this test, no pair of values gives a wrong slot.
-    From such a record on, every click is dropped and counted as inexact, and markers pass with
-    the slot and phase of the last exact record.
+    which. The stages are in `division`; tests prove each with a solver. An x outside [0, 2 P) is
+    possible only if ``reciprocal`` does not belong to ``period``; as x is never truncated before
+    this test, no pair of values gives a wrong slot. From such a record on, every click is dropped
+    and counted as inexact, and markers pass with the slot and phase of the last exact record.
 
     Base. It is replaced by the last record, once the pipeline is empty, when t - t_b reaches
     2^47 ps; that costs one pause of a pipeline's length in 140 s of tag time. Why D is never
@@ -278,58 +271,17 @@ class Slotter(wiring.Component):
             # 1, 2: T
             forward = Mux(crosses, delta_behind, delta)
             delta_1 = register(Mux(early, last_delta, forward), "delta_1")
-            total = [register(delta_1 + base_whole, "total_2")]
-            # 3 to 6: the estimate, from the six higher partial products at weight 2^36
-            t, r = _limbs(total[0]), _limbs(inverse)
-            p = {
-                (a, b): register(t[a] * r[b], f"estimate_{a}_{b}_3")
-                for a in range(3)
-                for b in range(3)
-                if a + b >= 2
-            }
-            s2 = register(p[0, 2] + p[1, 1] + p[2, 0], "estimate_2_4")
-            s3 = register(p[1, 2] + p[2, 1], "estimate_3_4")
-            s4 = register(p[2, 2], "estimate_4_4")
-            s23 = register(s2 + (s3 << _LIMB), "estimate_23_5")
-            s4 = register(s4, "estimate_4_5")
-            quotient = [
-                register((s23 + (s4 << 2 * _LIMB))[57 - 2 * _LIMB :][:_QUOTIENT_BITS], "quotient_6")
-            ]
-            # 7 to 11: q' P as low_z + (high_z << 54)
-            a, b = _limbs(quotient[0]), _limbs(period_7)
-            p = {
-                (i, j): register(a[i] * b[j], f"product_{i}_{j}_7")
-                for i in range(len(a))
-                for j in range(len(b))
-            }
-            d = []
-            for weight in range(len(a) + len(b) - 1):
-                terms = [value for (i, j), value in p.items() if i + j == weight]
-                d.append(register(sum(terms[1:], start=terms[0]), f"product_{weight}_8"))
-            e0, e2, e4 = (
-                register(d[n] + (d[n + 1] << _LIMB), f"product_{n}_9") for n in range(0, 6, 2)
-            )
-            y = register((e0 >> 2 * _LIMB) + e2, "product_10")
-            e0 = register(e0[: 2 * _LIMB], "product_0_10")
-            e4 = register(e4, "product_4_10")
-            z_top = (y >> 2 * _LIMB) + e4
-            low_z = register(Cat(e0, y[:_LIMB]), "product_low_11")
-            high_z = register(Cat(y[_LIMB : 2 * _LIMB], z_top), "product_high_11")
-            # 12, 13: x = (T + f) - q' P, in two halves of which the lower has 54 bits
+            total = register(delta_1 + base_whole, "total_2")
+            # 3 to 6: the estimate; 7 to 11: q' P; 12, 13: x = (T + f) - q' P
+            quotient = estimate(Fabric, register, FULL, total, inverse)
+            low, high = product(Fabric, register, FULL, quotient, period_7)
             for n in range(3, 12):
-                total.append(register(total[-1], f"total_{n}"))
+                total = register(total, f"total_{n}")
             for n in range(7, 15):
-                quotient.append(register(quotient[-1], f"quotient_{n}"))
-            part = 3 * _LIMB - _FRACTION
-            low = register(Cat(base_fraction, total[-1][:part]) - low_z, "rest_low_12")
-            high = register(total[-1][part:] - high_z, "rest_high_12")
-            borrowed = Signal((high - low[-1]).shape())
-            m.d.comb += borrowed.eq(high - low[-1])
-            reach = len(period_7) + 1 - 3 * _LIMB
-            x = register(Cat(low[:-1], borrowed[:reach]), "rest_13")
-            over_13 = register(borrowed[reach:].any(), "over_13")
+                quotient = register(quotient, f"quotient_{n}")
+            x, over = remainder(Fabric, register, FULL, total, base_fraction, low, high)
             # 14: x less P and less 2 P
-            over = register(over_13, "over_14")
+            over = register(over, "over_14")
             rest_0 = register(x, "rest_0_14")
             rest_1 = register(x - period_14, "rest_1_14")
             rest_2 = register((x - (period_14 << 1))[-1], "rest_2_negative_14")
@@ -352,7 +304,7 @@ class Slotter(wiring.Component):
         more, broken, fails = Signal(), Signal(), Signal()
         m.d.comb += [
             more.eq(~rest_1[-1]),
-            slot.eq(base_slot + quotient[-1] + more),
+            slot.eq(base_slot + quotient + more),
             rest.eq(Mux(more, rest_1, rest_0)),
             fails.eq(broken | over | ~rest_2),
         ]

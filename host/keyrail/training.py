@@ -8,15 +8,20 @@ never in a tally; the receiver correlates the slots of its clicks with it.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.special import ndtri
 
+from keyrail import acquire
+from keyrail.contract import PERIOD_FRACTION_BITS
 from keyrail.errors import KeyrailError
 
 _DOMAIN = b"keyrail training pattern 1"
-SIGNIFICANCE = 8.0
-"""Standard deviations by which the correlation must exceed chance, over all offsets tried."""
+FALSE_ALARM = 1e-6
+"""Chance, over all offsets tried, that noise alone passes for the pattern (Gaussian tail)."""
 
 
 class TrainingError(KeyrailError):
@@ -42,8 +47,15 @@ def training_states(slots: int) -> npt.NDArray[np.uint8]:
     return np.where(present == 1, 8 | (drawn & 3), 0).astype(np.uint8)
 
 
-def find_first_slot(slots: npt.NDArray[np.int64], pattern: npt.NDArray[np.uint8]) -> int:
+def find_first_slot(
+    slots: npt.NDArray[np.int64],
+    pattern: npt.NDArray[np.uint8],
+    within: tuple[int, int] | None = None,
+) -> int:
     """Find which slot of the receiver is slot 0 of the training pattern.
+
+    Clicks are correlated with the pattern, +1 where a pulse is present and -1 where not: clicks
+    that have nothing to do with it add up to zero with a deviation of their number's root.
 
     Parameters
     ----------
@@ -51,6 +63,9 @@ def find_first_slot(slots: npt.NDArray[np.int64], pattern: npt.NDArray[np.uint8]
         Slots of clicks in the receiver's own count, 0 or more.
     pattern
         State codes of the training slots.
+    within
+        First and last slot that may be it, where so much is known (the classical link tells when
+        the training begins); any by default. A narrow search is faster and needs fewer clicks.
 
     Returns
     -------
@@ -64,19 +79,113 @@ def find_first_slot(slots: npt.NDArray[np.int64], pattern: npt.NDArray[np.uint8]
     """
     if len(slots) == 0:
         raise TrainingError("no click during the training slots; allowed is at least one a channel")
-    span = int(slots.max()) + 1
-    length = 1 << (span + len(pattern) - 1).bit_length()
-    clicks = np.bincount(slots, minlength=length).astype(np.float64)
-    # Present +1, absent -1: clicks that have nothing to do with the pattern average to zero.
-    signs = np.zeros(length)
-    signs[: len(pattern)] = np.where(pattern >> 3 & 1, 1.0, -1.0)
-    score = np.fft.irfft(np.fft.rfft(clicks) * np.conj(np.fft.rfft(signs)), length)
+    signs = np.where(pattern >> 3 & 1, np.int8(1), np.int8(-1))
+    if within is None:
+        first, score = _correlate_all(slots, signs)
+    else:
+        first, score = within[0], _correlate_near(slots, signs, within)
     best = int(score.argmax())
-    # By chance each click adds +1 or -1.
-    significance = score[best] / np.sqrt((clicks**2).sum())
-    if significance < SIGNIFICANCE:
+    significance = score[best] / np.sqrt((np.bincount(slots).astype(np.float64) ** 2).sum())
+    needed = -float(ndtri(FALSE_ALARM / len(score)))
+    if significance < needed:
         raise TrainingError(
             f"training pattern not found: {significance:.1f} standard deviations over chance, "
-            f"needed are {SIGNIFICANCE:.0f} ({len(slots)} clicks)"
+            f"needed are {needed:.1f} ({len(slots)} clicks)"
         )
-    return best if best < span else best - length
+    return first + best
+
+
+def _correlate_all(
+    slots: npt.NDArray[np.int64], signs: npt.NDArray[np.int8]
+) -> tuple[int, npt.NDArray[np.float32]]:
+    """First offset, and the score of every one at which pattern and clicks overlap."""
+    span = int(slots.max()) + 1
+    length = next_fast_len(span + len(signs) - 1, real=True)
+    clicks = np.bincount(slots, minlength=length).astype(np.float32)
+    reference = np.zeros(length, np.float32)
+    reference[: len(signs)] = signs
+    score = irfft(rfft(clicks) * np.conj(rfft(reference)), length)
+    first = 1 - len(signs)
+    return first, np.concatenate([score[length + first :], score[:span]])
+
+
+def _correlate_near(
+    slots: npt.NDArray[np.int64], signs: npt.NDArray[np.int8], within: tuple[int, int]
+) -> npt.NDArray[np.int32]:
+    """Scores of the offsets within bounds, click by click: few clicks, few offsets."""
+    low, high = within
+    count = high - low + 1
+    if count < 1:
+        raise TrainingError(f"no slot to try: within = {within}, allowed is the lower one first")
+    reverse = np.zeros(len(signs) + 2 * count, np.int8)
+    reverse[count : count + len(signs)] = signs[::-1]
+    score = np.zeros(count, np.int32)
+    for at in (count + len(signs) - 1 + low - slots).tolist():
+        if 0 <= at <= len(signs) + count:
+            score += reverse[at : at + count]
+    return score
+
+
+@dataclass(frozen=True)
+class Synchronisation:
+    """What the receiver learns of the slots from the published training slots.
+
+    Attributes
+    ----------
+    period
+        ps in 20.44 fixed point.
+    origin_ps
+        When the pattern's slot 0 begins, in the clock of the times; pulses lie in the middle of
+        their slots.
+    visibility
+        Of the clicks at this period.
+    """
+
+    period: int
+    origin_ps: int
+    visibility: float
+
+
+def synchronise(
+    times: npt.NDArray[np.int64],
+    channels: npt.NDArray[np.integer],
+    pattern: npt.NDArray[np.uint8],
+    frequency_hint: float,
+    starts: tuple[int, int] | None = None,
+) -> Synchronisation:
+    """Acquire period, phase and slot origin from the clicks of the training slots.
+
+    Parameters
+    ----------
+    times, channels
+        Clicks in time order, ps.
+    pattern
+        State codes of the training slots.
+    frequency_hint
+        Slots a second, right to 100 ppm.
+    starts
+        Earliest and latest time at which the pattern may have begun, ps; any by default.
+
+    Returns
+    -------
+    Synchronisation
+        Slots of the training.
+
+    Raises
+    ------
+    NoPeriodError, TrainingError
+        If period or pattern do not stand out from chance.
+    """
+    found = acquire.acquire(times, channels, frequency_hint=frequency_hint)
+    period_ps = found.period_fixed / (1 << PERIOD_FRACTION_BITS)
+    # Slots of the receiver's own count, each with its pulse in the middle.
+    slots = np.floor((times - found.origin_ps) / period_ps).astype(np.int64)
+    shift = min(0, int(slots.min(initial=0)))
+    within = None
+    if starts is not None:
+        low, high = ((start - found.origin_ps) / period_ps for start in starts)
+        within = (int(np.floor(low)) - shift, int(np.ceil(high)) - shift)
+    first = find_first_slot(slots - shift, pattern, within) + shift
+    # Exact even where first x P has more digits than a float.
+    begin = (first * found.period_fixed + (1 << PERIOD_FRACTION_BITS - 1)) >> PERIOD_FRACTION_BITS
+    return Synchronisation(found.period_fixed, found.origin_ps + begin, found.visibility)

@@ -23,7 +23,7 @@ from keyrail.contract import PERIOD_FRACTION_BITS, STATE_WORD, TOEPLITZ_WORD, Bl
 from keyrail.contract import ToeplitzCommand as Command
 from keyrail.distil.toeplitz import Geometry
 from keyrail.layouts import zeros
-from keyrail_sim import link_figure, overload, sifting, toeplitz_host, usb_figure
+from keyrail_sim import acquisition, link_figure, overload, sifting, toeplitz_host, usb_figure
 
 TAGS, WORDS, HASH = 200_000, 100_000, (100_000, 20_000)
 
@@ -110,7 +110,11 @@ def main(arguments: list[str]) -> int:
         "sifting": sifting.figure,
         "source": sifting.statistics,
         "link": link_figure.figure,
+        "acquisition": acquisition.figure,
     }
+    if arguments[:2] == ["plot", "acquisition"] and len(arguments) == 4:
+        acquisition.plot(json.loads(Path(arguments[2]).read_text()), Path(arguments[3]))
+        return 0
     if arguments[:1] == ["table"] and len(arguments) == 2:
         print(toeplitz_host.table(json.loads(Path(arguments[1]).read_text())), end="")
         return 0

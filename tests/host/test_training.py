@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keyrail.training import TrainingError, find_first_slot, training_states
+from keyrail_sim.acquisition import SLOTS_LOG2, attempt
 
 SLOTS = 1 << 16
 
@@ -36,3 +37,34 @@ def test_pattern_is_fixed_and_balanced():
     present = (pattern >> 3).mean()
     assert abs(present - 0.5) < 5 * 0.5 / np.sqrt(SLOTS)
     assert set(np.unique(pattern)) == {0, 8, 9, 10, 11}
+
+
+def test_bounds_on_the_start():
+    rng = np.random.default_rng(9)
+    pattern = training_states(SLOTS)
+    present = np.flatnonzero(pattern >> 3)
+    slots = np.sort(rng.choice(present, 100, replace=False)) + 5_000
+    for within in (None, (0, 10_000), (5_000, 5_000), (-70_000, 5_000), (5_000, 200_000)):
+        assert find_first_slot(slots, pattern, within) == 5_000
+    for within in ((0, 4_999), (5_001, 9_000), (100_000, 101_000)):
+        with pytest.raises(TrainingError, match="not found"):
+            find_first_slot(slots, pattern, within)
+    with pytest.raises(TrainingError, match="the lower one first"):
+        find_first_slot(slots, pattern, (2, 1))
+    # The same clicks are too few for a search over many slots, and enough for a search of few.
+    few = slots[:30]
+    with pytest.raises(TrainingError, match="not found"):
+        find_first_slot(few, pattern)
+    assert find_first_slot(few, pattern, (4_990, 5_010)) == 5_000
+
+
+@pytest.mark.parametrize(("loss_db", "dark"), [(20.0, 1e-5), (40.0, 1e-6)])
+def test_slots_are_acquired(loss_db, dark):
+    """A few seeds of `make figure-acquisition`: any period, 100 ppm off, at 20 and 40 dB."""
+    attempts = [attempt(seed, loss_db, dark, SLOTS_LOG2[loss_db]) for seed in range(4)]
+    assert all(a.right for a in attempts), attempts
+
+
+def test_noise_is_never_taken_for_the_pattern():
+    attempts = [attempt(seed, 60.0, 1e-4, 16) for seed in range(4)]
+    assert not any(a.found for a in attempts)
