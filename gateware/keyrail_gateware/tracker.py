@@ -80,9 +80,10 @@ class Tracker(wiring.Component):
 
     Decision, with h = threshold/16, s the sign of S, and m = floor(2^16 abs(S) / n) / 2^16:
 
-    - n below ``minimum``, or no click: *dark*. The window is held over.
-    - Locked and C < h N; or not locked and none of abs(C), abs(D) reaches h N: *incoherent*. Held
-      over.
+    - N below ``minimum``, or no click: *dark*. The window is held over.
+    - Neither abs(C) nor abs(D) reaches h N; or locked, C reaches it, and n is below ``minimum``
+      or zero: *incoherent*. Held over.
+    - Locked, and C does not reach h N: *astray*. Held over.
     - Not locked, C < 0 and -C >= h N: the pulses lie in the far half. The slot is moved by
       floor(P / 4), later where D >= 0; the period stays, and the next window counts as one after
       hold-over.
@@ -102,9 +103,9 @@ class Tracker(wiring.Component):
     for a < 2 and 0 < b < 2 a; critically damped for a = 2 sqrt(b) - b/2.
 
     Lock. It is given after ``lock_windows`` followed windows with C >= h N in a row, and taken
-    after as many incoherent ones in a row, or where a window begins ``holdover`` slots or more
-    after K - L/16 of the last window that was followed. All of it goes by slots, that is by tag
-    time, never by clocks.
+    after as many windows astray with none followed between, or where a window begins ``holdover``
+    slots or more after K - L/16 of the last window that was followed. All of it goes by slots, that
+    is by tag time, never by clocks.
 
     Counters and status change where the next window's first record passes, so that they depend on
     the records alone.
@@ -308,7 +309,8 @@ class Tracker(wiring.Component):
         cosine, sine = Signal(signed(_COUNT + 2)), Signal(signed(_COUNT + 2))
         size_cosine, size_sine = Signal(_COUNT + 1), Signal(_COUNT + 1)
         weight = Signal(_COUNT + 4)
-        enough, reaches, far, side = Signal(), Signal(), Signal(), Signal()
+        enough, enough_gated = Signal(), Signal()
+        reaches, far, side = Signal(), Signal(), Signal()
         early, magnitude = Signal(), Signal(_COUNT + PHASE_BITS)
         rest, quotient = Signal(_COUNT + 1), Signal(_ERROR)
         dividend = Signal(_ERROR)
@@ -322,7 +324,8 @@ class Tracker(wiring.Component):
         limit, limit_steps, limit_begun = Signal(_PERIOD), Signal(5), Signal()
         inverse_rest = Signal(_PERIOD)
         # What the next window's first record makes visible.
-        corrected, dark, incoherent, unlocked = Signal(), Signal(), Signal(), Signal()
+        corrected, dark, incoherent, astray = Signal(), Signal(), Signal(), Signal()
+        unlocked = Signal()
         decided, followed = Signal(), Signal()
         named = Signal(SLOT_BITS)
 
@@ -361,7 +364,8 @@ class Tracker(wiring.Component):
                 m.d.sync += [
                     size_cosine.eq(Mux(cosine[-1], -cosine, cosine)),
                     size_sine.eq(Mux(sine[-1], -sine, sine)),
-                    enough.eq((gated >= self.minimum) & gated.any()),
+                    enough.eq((count >= self.minimum) & count.any()),
+                    enough_gated.eq((gated >= self.minimum) & gated.any()),
                     go(_State.COMPARE),
                 ]
             with m.Case(_State.COMPARE):
@@ -379,12 +383,15 @@ class Tracker(wiring.Component):
                 ]
                 with m.If(~enough):
                     hold_over(m, dark)
-                with m.Elif(Mux(lock, ~reaches, ~(reaches | far | side))):
+                with m.Elif(~(reaches | far | side) | (reaches & ~enough_gated)):
                     hold_over(m, incoherent)
+                    m.d.sync += good.eq(0)
+                with m.Elif(lock & ~reaches):
+                    hold_over(m, astray)
                     m.d.sync += good.eq(0)
                     with m.If(~bad.all()):
                         m.d.sync += bad.eq(bad + 1)
-                    with m.If(lock & (bad + 1 >= control.lock_windows)):
+                    with m.If(bad + 1 >= control.lock_windows):
                         m.d.sync += [lock.eq(0), unlocked.eq(1)]
                 with m.Elif(far & ~lock):
                     m.d.sync += [
@@ -483,7 +490,7 @@ class Tracker(wiring.Component):
                 self.period_now.eq(period),
             ]
             m.d.sync += [flag.eq(0) for flag in (corrected, followed, dark, incoherent)]
-            m.d.sync += [flag.eq(0) for flag in (decided, unlocked, lost)]
+            m.d.sync += [flag.eq(0) for flag in (astray, decided, unlocked, lost)]
             with m.If(corrected):
                 m.d.sync += self.slot_now.eq(named)
             with m.If(followed):
@@ -493,6 +500,7 @@ class Tracker(wiring.Component):
                 ledger.step.corrections.eq(corrected),
                 ledger.step.dark.eq(dark),
                 ledger.step.incoherent.eq(incoherent),
+                ledger.step.astray.eq(astray),
                 ledger.step.lock_losses.eq(unlocked | lost),
             ]
         with m.If(record.valid & record.frame):

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tracking loop round the slotter: gateware against twin, twin against Python's integers."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import cocotb
 import numpy as np
 import pytest
+from cocotb.triggers import FallingEdge, ReadOnly
 
 import bench
 from bench import Sink, Source, generator, ledger, settle, structured, words
@@ -20,7 +24,7 @@ from keyrail.contract import (
 )
 from keyrail.layouts import Structured, zeros
 from keyrail_sim.models.slotter import Slotter
-from keyrail_sim.models.tracker import TrackerSettings
+from keyrail_sim.models.tracker import Tracker, TrackerSettings
 
 WRAP = 1 << 48
 SETTINGS = TrackerSettings(
@@ -139,7 +143,9 @@ async def compare(dut, source: Source, sink: Sink, twin: Slotter, chunks: list[S
         assert ledger(dut, "slotter", when) == getattr(twin.ledger, when)
         counts = tracker_ledger(dut, when)
         assert counts == getattr(loop.ledger, when)
-        assert counts["windows"] == sum(counts[n] for n in ("corrections", "dark", "incoherent"))
+        assert counts["windows"] == sum(
+            counts[n] for n in ("corrections", "dark", "incoherent", "astray")
+        )
     assert int(dut.locked.value) == loop.locked
     assert int(dut.holding.value) == loop.holding
     assert int(dut.period_now.value) == loop.period
@@ -173,8 +179,196 @@ async def bench_story(dut, shares):
     assert min(counts.values()) > 0, counts
 
 
+def odd_settings(rng: np.random.Generator, case: int, period_ps: int) -> TrackerSettings:
+    """Settings over the whole range of the registers, some of which make no sense."""
+    special = [
+        {"threshold": 0, "minimum": 0, "lock_windows": 0},
+        {"threshold": 15, "phase_shift": 31, "period_shift": 63, "limit_log2": 31},
+        {"phase_shift": 0, "period_shift": 0, "limit_log2": 0},
+        {"targets": tuple(int(t) for t in rng.integers(0, 1 << 20, CHANNELS))},
+        {"holdover": 0, "gate": 0},
+        {"window_log2": 11},
+        {"channels": 0},
+        {},
+    ]
+    targets = tuple(int(t) for t in rng.integers(0, period_ps, CHANNELS))
+    usual = replace(SETTINGS, targets=targets, gate=period_ps // 5, minimum=4)
+    return replace(usual, **special[case % len(special)])
+
+
+@cocotb.test()
+async def bench_settings(dut):
+    await bench.start(dut)
+    source, sink = Source(dut, "i", 0.9), Sink(dut, "o", 0.8)
+    for case in range(8):
+        rng = generator("tracker settings", case)
+        period_ps = int(2 ** rng.uniform(np.log2(800), np.log2(999_999)))
+        period_ps = {6: 800, 7: 1_000_000}.get(case, period_ps)
+        settings = odd_settings(rng, case, period_ps)
+        origin = int(rng.integers(0, WRAP))
+        period = period_ps << PERIOD_FRACTION_BITS
+        await prepare(dut, settings, period, origin)
+        story = [("light", 6), ("dark", 1), ("step", 4)]
+        tags = source_tags(rng, settings, story, 3.0, 0.004, float(period_ps))
+        twin = Slotter(period, origin=origin, tracking=settings)
+        await compare(dut, source, sink, twin, [disturb(rng, tags, origin)])
+
+
+@cocotb.test()
+async def bench_inexact_while_tracking(dut):
+    await bench.start(dut)
+    source, sink = Source(dut, "i"), Sink(dut, "o", 0.9)
+    for case, value in enumerate((reciprocal(NOMINAL) - (1 << 34), WRAP - 1, 0)):
+        rng = generator("tracker inexact", case)
+        await prepare(dut, SETTINGS, NOMINAL, 77, value)
+        tags = disturb(rng, source_tags(rng, SETTINGS, [("light", 3)]), 77)
+        twin = Slotter(NOMINAL, value, 77, SETTINGS)
+        await compare(dut, source, sink, twin, [tags])
+
+
+@cocotb.test()
+async def bench_reset_in_mid_window(dut):
+    rng = generator("tracker reset")
+    await bench.start(dut)
+    source, sink = Source(dut, "i"), Sink(dut, "o", 0.5)
+    await prepare(dut, SETTINGS, NOMINAL, 0)
+    tags = source_tags(rng, SETTINGS, [("light", 3)])
+    await source.send(words(TAG, tags[:100]))
+    await prepare(dut, SETTINGS, NOMINAL, 0)
+    await compare(dut, source, sink, Slotter(NOMINAL, tracking=SETTINGS), [tags])
+
+
+@cocotb.test()
+async def bench_real_time_without_a_bubble(dut):
+    """A tag every clock, in real time: none waits, though a correction comes every 41 us."""
+    settings = replace(SETTINGS, targets=(5_000,) * CHANNELS, channels=255)
+    await bench.start(dut)
+    await prepare(dut, settings, NOMINAL, 0)
+    rng = generator("tracker rate")
+    count = 9_000
+    tags = zeros(TAG, count)
+    tags["time"] = 5_000 + np.arange(count) * 10_000 + rng.integers(-40, 40, count)
+    tags["channel"] = rng.integers(0, CHANNELS, count)
+    payloads = words(TAG, tags)
+    dut.o__ready.value = 1
+    got, taken = [], []
+    dut.i__valid.value = 1
+    for clock in range(count + 40):
+        dut.i__payload.value = payloads[min(len(taken), count - 1)]
+        dut.i__valid.value = int(len(taken) < count)
+        await ReadOnly()
+        if len(taken) < count and dut.i__ready.value:
+            taken.append(clock)
+        if dut.o__valid.value:
+            got.append(int(dut.o__payload.value))
+        await FallingEdge(dut.clk)
+    assert taken == [0, *range(2, count + 1)]
+    twin = Slotter(NOMINAL, tracking=settings)
+    assert np.array_equal(structured(SLOT_TAG, got), twin.process(tags))
+    assert twin.tracker.ledger.live["corrections"] == 2
+
+
 @pytest.mark.parametrize("simulator", bench.simulators())
 def test_tracker(simulator):
     from keyrail_gateware.tracker import TrackedSlotter
 
     bench.run(TrackedSlotter(), simulator, "test_tracker")
+
+
+def by_definition(tags: Structured, period: int, origin: int, loop: Tracker) -> list[tuple]:
+    """Slots and phases of tags in order, the pair in fractions; decisions are the twin's."""
+    one = Fraction(1 << 44)
+    start, length, end = Fraction(origin), period / one, None
+    out = []
+    for index, (time, channel, kind) in enumerate(tags.tolist()):
+        if end is not None and time >= end[0]:
+            correction = loop.decide()
+            # From this slot on, (origin, P) are new: slot K begins at S + phase.
+            length = correction.period / one
+            start = end[0] + correction.phase / one - end[1] * length
+            end = None
+        slot = (time - start) // length
+        if end is None:
+            following = slot + loop.length
+            end = (start + following * length, following)
+            loop.begin(int(slot))
+        phase = int(time - start - slot * length)
+        out.append((int(slot), channel, kind, phase))
+        loop.add(np.array([slot], np.uint64), np.array([phase], np.uint32), tags[index : index + 1])
+    return out
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_twin_is_the_definition(case):
+    rng = generator("tracker definition", case)
+    tags = source_tags(rng, SETTINGS, [("light", 6), ("dark", 3), ("step", 6)], rate=0.006)
+    period = NOMINAL + int(rng.integers(0, 1 << 30))
+    twin = Slotter(period, tracking=SETTINGS)
+    cuts = np.sort(rng.integers(0, len(tags), 9))
+    got = np.concatenate([twin.process(part) for part in np.split(tags, cuts)])
+    loop = Tracker(SETTINGS, period, reciprocal(period))
+    assert got.tolist() == by_definition(tags, period, 0, loop)
+    assert loop.ledger.live == twin.tracker.ledger.live
+    assert (np.diff(got["slot"].astype(np.int64)) >= 0).all()
+    # The record-by-record imitation of the gateware agrees too.
+    slow = Slotter(period, tracking=SETTINGS)
+    slow._exact = False
+    assert slow.process(tags).tolist() == got.tolist()
+
+
+def run_loop(tags: Structured, settings: TrackerSettings) -> tuple[Slotter, Structured]:
+    twin = Slotter(NOMINAL, tracking=settings)
+    out = twin.process(tags)
+    return twin, out[(out["kind"] == TagKind.CLICK) & (out["channel"] == 0)]
+
+
+def errors(tags: Structured) -> np.ndarray:
+    error = tags["phase"].astype(int) - SETTINGS.targets[0]
+    return (error + 5_000) % 10_000 - 5_000
+
+
+def test_period_is_followed_and_held_over():
+    rng = generator("tracker hold-over")
+    story = [("light", 60), ("dark", 15), ("light", 30)]
+    tags = source_tags(rng, SETTINGS, story, offset_ppm=2.0, rate=0.02)
+    twin, clicks = run_loop(tags, SETTINGS)
+    loop = twin.tracker
+    assert loop.locked
+    assert not loop.holding
+    assert loop.ledger.live["dark"] >= 8
+    assert loop.ledger.live["lock_losses"] == 0
+    assert abs(loop.period / NOMINAL - 1 - 2e-6) < 2e-7
+    late = clicks[-500:]
+    assert abs(np.median(errors(late))) < 20
+    # No slot was slipped: source and receiver have counted the same ones, dark or not.
+    true = 10_000 * (1 + 2e-6)
+    counted = np.rint((int(tags["time"][-1]) - 5_000) / true)
+    assert abs(int(late["slot"][-1]) - counted) <= 1
+
+
+def test_step_is_acquired_again():
+    rng = generator("tracker step")
+    for _ in range(5):
+        story = [("light", 20), ("step", 40)]
+        tags = source_tags(rng, SETTINGS, story, rate=0.02)
+        twin, clicks = run_loop(tags, SETTINGS)
+        assert twin.tracker.ledger.live["lock_losses"] == 1
+        assert twin.tracker.locked
+        assert abs(np.median(errors(clicks[-300:]))) < 25
+
+
+def test_noise_moves_nothing():
+    rng = generator("tracker noise")
+    tags = source_tags(rng, SETTINGS, [("noise", 300)])
+    twin, _ = run_loop(tags, replace(SETTINGS, minimum=40))
+    counts = twin.tracker.ledger.live
+    assert counts["corrections"] <= 6, counts
+    assert not twin.tracker.locked
+
+
+def test_lock_expires_by_tag_time():
+    rng = generator("tracker expiry")
+    tags = source_tags(rng, SETTINGS, [("light", 10), ("gap", 1), ("light", 10)])
+    for holdover, losses in ((1 << 47, 0), (100 << 12, 1)):
+        twin, _ = run_loop(tags, replace(SETTINGS, holdover=holdover))
+        assert twin.tracker.ledger.live["lock_losses"] == losses

@@ -185,13 +185,18 @@ class Tracker:
         side = 16 * abs(sine) >= reach
         self._pending = {"windows": True}
         held = Correction(self._period, self._reciprocal, 0)
-        if self._gated < settings.minimum or not self._gated:
+        if self._count < settings.minimum or not self._count:
             self._pending["dark"] = self._hold = True
             return held
-        if not reaches and (self._lock or not (far or side)):
+        few = self._gated < settings.minimum or not self._gated
+        if not (reaches or far or side) or (reaches and few):
             self._pending["incoherent"] = self._hold = True
             self._good = 0
-            if self._lock and self._bad + 1 >= settings.lock_windows:
+            return held
+        if self._lock and not reaches:
+            self._pending["astray"] = self._hold = True
+            self._good = 0
+            if self._bad + 1 >= settings.lock_windows:
                 self._lock = False
                 self._pending["lock_losses"] = True
             self._bad = min(self._bad + 1, _GOOD_MOST)
