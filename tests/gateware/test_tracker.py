@@ -64,7 +64,7 @@ def source_tags(
     true = period_ps * (1 + offset_ppm * 1e-6)
     start, moved = 0.0, 0.0
     times, channels = [], []
-    numbers = [c for c in range(CHANNELS) if settings.channels >> c & 1]
+    numbers = [c for c in range(CHANNELS) if settings.channels >> c & 1] or [0]
     for part, windows in parts:
         slots = windows << settings.window_log2
         stop = start + slots * true
