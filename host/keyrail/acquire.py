@@ -98,10 +98,15 @@ def _search(times: Times) -> float:
     return float(frequency[peak] + (a - c) / (2 * (a - 2 * b + c)) * frequency[1])
 
 
+def _searched(frequency: float) -> float:
+    """Longest span that the search round a hint looks at, ps: 4,000 steps of a quarter line."""
+    return 4000 / (4 * 2 * HINT_TOLERANCE * frequency)
+
+
 def _search_near(channels: list[Times], frequency: float) -> float:
     """Strongest line within the tolerance of a hint, 1/ps; 0 if none stands out."""
     width = 2 * HINT_TOLERANCE * frequency
-    longest = 4000 / (4 * width)  # ps, so that 4,000 steps of a quarter line suffice
+    longest = _searched(frequency)
     parts = [times[times < longest][:_TAGS] for times in channels]
     span = max((int(part[-1]) for part in parts if len(part)), default=0)
     if span == 0:
@@ -199,9 +204,8 @@ def acquire(
     parts = [relative[channels == number] for number in numbers]
     if frequency_hint is not None:
         frequency = _search_near(parts, frequency_hint * 1e-12)
-        lag = min(0.1 / (HINT_TOLERANCE * frequency_hint * 1e-12), span / 4)
-        if frequency:
-            lag = span / 4 if span * 2e-4 * frequency < 1000 else lag
+        # The search left an eighth of a turn at most over the span it looked at.
+        lag = min(_searched(frequency_hint * 1e-12) / 2, span / 4)
     else:
         frequency = max(_search(part) for part in parts)
         lag = min(16e6, span / 4)
