@@ -136,4 +136,4 @@ class Correlation:
         chance = self.start_count * self.stop_count * self.bin_ps
         if span <= 0 or not chance:
             return np.full(self.bins, np.nan)
-        return self._counts * (span / chance)
+        return self._counts.astype(np.float64) * (span / chance)

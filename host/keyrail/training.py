@@ -111,7 +111,7 @@ def _correlate_all(
 
 def _correlate_near(
     slots: npt.NDArray[np.int64], signs: npt.NDArray[np.int8], within: tuple[int, int]
-) -> npt.NDArray[np.int32]:
+) -> npt.NDArray[np.float32]:
     """Scores of the offsets within bounds, click by click: few clicks, few offsets."""
     low, high = within
     count = high - low + 1
@@ -119,7 +119,7 @@ def _correlate_near(
         raise TrainingError(f"no slot to try: within = {within}, allowed is the lower one first")
     reverse = np.zeros(len(signs) + 2 * count, np.int8)
     reverse[count : count + len(signs)] = signs[::-1]
-    score = np.zeros(count, np.int32)
+    score = np.zeros(count, np.float32)  # whole numbers far below 2^24: exact
     for at in (count + len(signs) - 1 + low - slots).tolist():
         if 0 <= at <= len(signs) + count:
             score += reverse[at : at + count]
