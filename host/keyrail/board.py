@@ -252,15 +252,14 @@ def open(name: str) -> Board:
     ContractMismatch, BoardError
         If the board does not fit this library.
     """
-    kind, _, station = name.partition(":")
-    if kind == "usb":
+    kind, colon, station = name.partition(":")
+    if kind == "usb" and colon:
         from keyrail.usb import open_board
 
         return _identified(open_board(name))
     if kind not in BACKENDS or station not in STATIONS:
-        raise SettingError(
-            "board", name, f"usb:, or {', '.join(BACKENDS)} with :alice or :bob behind it"
-        )
+        simulated = (f"{one}:{end}" for one in BACKENDS for end in STATIONS)
+        raise SettingError("board", name, f"usb:, {', '.join(simulated)}")
     module = BACKENDS[kind]
     try:
         backend = importlib.import_module(module)
