@@ -578,7 +578,8 @@ def test_streams_with_loss(bus, seed):
             break
     for name, came in data.items():
         assert came == expected(name, 0, counts[name])
-        assert bus.counts(ADDRESS[name]).repeats > 0
+    # Ten packets of one stream may all be acknowledged; those of both are not.
+    assert sum(bus.counts(ADDRESS[name]).repeats for name in data) > 0
     bus.damage(0)
     bus.idle(60_000)
     for name in ("tags", "coins"):
