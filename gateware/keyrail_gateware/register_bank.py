@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Registers of a station, from the contract."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,7 +9,12 @@ from keyrail.contract import Access, Register, Role, registers
 
 from .layouts import fields_layout
 
-__all__ = ["BusSignature", "RegisterBank"]
+__all__ = ["ACCESS_CLOCKS", "BusSignature", "RegisterBank"]
+
+ACCESS_CLOCKS = 4
+"""Clocks from an access to the value read, or until the effect of a write can be read."""
+_GROUP = 12
+"""Registers whose answers meet in the first level."""
 
 
 class BusSignature(wiring.Signature):
@@ -22,8 +27,8 @@ class BusSignature(wiring.Signature):
     write, data
         Write `data`, 32 bits, in this clock.
     read
-        Read in this clock; ``value`` holds the answer one clock later and until the next read.
-        Offsets without a register read as zero.
+        Read in this clock; ``value`` holds the answer `ACCESS_CLOCKS` later and until that of the
+        next read. Offsets without a register read as zero.
     value
         Answer, 32 bits.
     """
@@ -44,8 +49,11 @@ class RegisterBank(wiring.Component):
     Pairs of words are read low word first, which latches the high word, and written low word
     first, taking effect with the high word.
 
-    Latency: 1 clock from read to value, 1 clock from write to effect. Throughput: one access a
-    clock.
+    Latency: 4 clocks (`ACCESS_CLOCKS`) from read to value, 3 clocks from write to effect, so that a
+    read sees every write before it. Throughput: one access a clock.
+
+    Each register has a flip-flop that selects it, and answers meet in two levels of ORs: some
+    hundred registers make no long path.
 
     Parameters
     ----------
@@ -95,39 +103,69 @@ class RegisterBank(wiring.Component):
         m.d.comb += self.values.eq(store)
         m.d.sync += self.strobes.eq(0)
 
-        with m.If(bus.write), m.Switch(bus.address):
-            for register in self._registers.values():
-                if register.access is Access.READ:
-                    continue
-                target = (store if register.access is Access.READ_WRITE else self.commands)[
-                    register.name
-                ].as_value()
-                strobe = (
-                    [self.strobes[register.name].eq(1)] if register.access is Access.COMMAND else []
-                )
-                if register.words == 1:
-                    with m.Case(register.offset):
-                        m.d.sync += [target.eq(bus.data), *strobe]
-                else:
-                    with m.Case(register.offset):
-                        m.d.sync += held.eq(bus.data)
-                    with m.Case(register.offset + 1):
-                        m.d.sync += [target.eq(Cat(held, bus.data)), *strobe]
-        with m.If(bus.read):
-            m.d.sync += bus.value.eq(0)
-            with m.Switch(bus.address):
-                for register in self._registers.values():
+        # 1: the access; 2: the register it is for.
+        address, data_1, data_2 = Signal(16), Signal(32), Signal(32)
+        write_1, write_2, read_1, read_2, read_3 = (Signal() for _ in range(5))
+        m.d.sync += [
+            address.eq(bus.address),
+            data_1.eq(bus.data),
+            data_2.eq(data_1),
+            write_1.eq(bus.write),
+            write_2.eq(write_1),
+            read_1.eq(bus.read),
+            read_2.eq(read_1),
+            read_3.eq(read_2),
+        ]
+        answers, high_2, high_3 = [], Signal(), Signal()
+        highs = []
+        for register in self._registers.values():
+            low = Signal(name=f"low_{register.name}")
+            high = Signal(name=f"high_{register.name}")
+            m.d.sync += low.eq(address == register.offset)
+            last = low
+            if register.words == 2:
+                m.d.sync += high.eq(address == register.offset + 1)
+                highs.append(address == register.offset + 1)
+                last = high
+            if register.access is not Access.READ:
+                writable = store if register.access is Access.READ_WRITE else self.commands
+                target = writable[register.name].as_value()
+                with m.If(write_2 & last):
+                    m.d.sync += target.eq(data_2 if register.words == 1 else Cat(held, data_2))
                     if register.access is Access.COMMAND:
-                        continue
-                    source = (store if register.access is Access.READ_WRITE else self.status)[
-                        register.name
-                    ].as_value()
-                    with m.Case(register.offset):
-                        m.d.sync += [bus.value.eq(source[:32]), latched.eq(source[32:])]
-                    if register.words == 2:
-                        with m.Case(register.offset + 1):
-                            m.d.sync += bus.value.eq(latched)
+                        m.d.sync += self.strobes[register.name].eq(1)
+                if register.words == 2:
+                    with m.If(write_2 & low):
+                        m.d.sync += held.eq(data_2)
+            if register.access is not Access.COMMAND:
+                readable = store if register.access is Access.READ_WRITE else self.status
+                value = readable[register.name].as_value()
+                answers.append(value & low.replicate(len(value)))
+        # 3: groups of answers; 4: the answer.
+        m.d.sync += [high_2.eq(Cat(highs).any()), high_3.eq(high_2)]
+        level = []
+        for index in range(0, len(answers), _GROUP):
+            group = Signal(64, name=f"group_{index // _GROUP}")
+            m.d.sync += group.eq(_either(answers[index : index + _GROUP]))
+            level.append(group)
+        answer = Signal(64)
+        m.d.comb += answer.eq(_either(level))
+        with m.If(read_3):
+            with m.If(high_3):
+                m.d.sync += bus.value.eq(latched)
+            with m.Else():
+                m.d.sync += [bus.value.eq(answer[:32]), latched.eq(answer[32:])]
         return m
+
+
+def _either(values: list[Value]) -> Value:
+    """OR of values, as a tree."""
+    while len(values) > 1:
+        values = [
+            values[i] | values[i + 1] if i + 1 < len(values) else values[i]
+            for i in range(0, len(values), 2)
+        ]
+    return values[0]
 
 
 def _unflatten(register: Register) -> dict[str, int]:

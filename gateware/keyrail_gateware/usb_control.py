@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import USB_FLUSH_US, USB_REQUEST_WORDS, VendorRequest
 
-from .register_bank import BusSignature
+from .register_bank import ACCESS_CLOCKS, BusSignature
 from .usb_descriptors import (
     CONTROL_PACKET,
     SERIAL_STRING,
@@ -75,17 +75,19 @@ class RegisterBridge(wiring.Component):
                 writes.eq(self.writes),
             ]
         m.d.comb += [self.bus.address.eq(held[:16]), self.bus.data.eq(held[16:])]
-        step = Signal(2)
+        step = Signal(range(ACCESS_CLOCKS + 2))
         with m.Switch(step):
             with m.Case(0):
                 with m.If(asked_seen ^ done):
                     m.d.comb += [self.bus.write.eq(writes), self.bus.read.eq(~writes)]
                     m.d.sync += step.eq(1)
-            with m.Case(1):
-                m.d.sync += [self.value.eq(self.bus.value), step.eq(2)]
-            with m.Default():
-                # What was written takes effect a clock later; then it is done.
+            with m.Case(ACCESS_CLOCKS):
+                # The answer is there, and what was written has taken effect.
+                m.d.sync += [self.value.eq(self.bus.value), step.eq(step + 1)]
+            with m.Case(ACCESS_CLOCKS + 1):
                 m.d.sync += [done.eq(~done), step.eq(0)]
+            with m.Default():
+                m.d.sync += step.eq(step + 1)
         return m
 
 

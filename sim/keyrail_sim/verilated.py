@@ -92,6 +92,7 @@ def build(role: Role) -> Path:
     try:
         from amaranth.back import verilog
 
+        from keyrail_gateware.register_bank import ACCESS_CLOCKS
         from keyrail_gateware.station import Receiver, Sender
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "amaranth", "sim") from None
@@ -107,6 +108,7 @@ def build(role: Role) -> Path:
         (work / "station.cpp").write_text(
             jinja2.Template(_template()).render(
                 top=top,
+                access_clocks=ACCESS_CLOCKS,
                 inputs=[_port(s) for s in described if s.direction is Direction.TO_BOARD],
                 outputs=[_port(s) for s in described if s.direction is Direction.TO_HOST],
             )
