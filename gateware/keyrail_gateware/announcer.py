@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Detections of the open block: slot numbers to the sender, the rest to block memory."""
 
-from amaranth.hdl import Array, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import ANNOUNCEMENT, DETECTION, RECEIVER_ENTRY, SLOT_BITS, TagKind
@@ -24,8 +24,8 @@ class Announcer(wiring.Component):
     record, the highest first. Nothing about basis or bit goes into it. Both always leave, or
     neither: other detections are dropped and counted. Markers end here.
 
-    Latency: 1 clock. Throughput: 1 detection a clock, one clock more for each further 15 bits of
-    a difference of 2^15 slots or more.
+    Latency: 2 clocks to the entry, 4 to the announcement. Throughput: 1 detection a clock, one
+    clock more for each further 15 bits of a difference of 2^15 slots or more.
 
     Members
     -------
@@ -64,64 +64,83 @@ class Announcer(wiring.Component):
             self.counts.live.eq(ledger.counts.live),
             self.counts.at_frame.eq(ledger.counts.at_frame),
         ]
-        record = self.i.payload
+        # 1: which detections are of the block.
+        tag, valid = Signal(layout(DETECTION)), Signal()
+        inside, past = Signal(), Signal()
+        take = Signal()  # the record leaves this stage
+        m.d.comb += self.i.ready.eq(~valid | take)
+        with m.If(take):
+            m.d.sync += valid.eq(0)
+        with m.If(self.i.ready):
+            slot = self.i.payload.slot
+            m.d.sync += [
+                tag.eq(self.i.payload),
+                valid.eq(self.i.valid),
+                inside.eq(self.open & (slot >= self.first_slot) & (slot <= self.last_slot)),
+                past.eq(self.open & (slot > self.last_slot)),
+            ]
+
+        # 2: what is announced; its entry is offered at once, so that `full` counts it.
         last, fresh = Signal(SLOT_BITS), Signal(init=1)
-        # The detection at the input has sent its upper parts; `left` is the next of the others.
-        begun, left = Signal(), Signal(range(_PARTS))
-
-        click, inside, difference = Signal(), Signal(), Signal(SLOT_BITS)
+        difference, going = Signal(SLOT_BITS), Signal()
+        passes = Signal()  # the difference leaves its register
+        click, announce = Signal(), Signal()
         m.d.comb += [
-            click.eq(record.kind == TagKind.CLICK),
-            inside.eq(
-                self.open & (record.slot >= self.first_slot) & (record.slot <= self.last_slot)
+            click.eq(tag.kind == TagKind.CLICK),
+            announce.eq(click & inside & ~self.full),
+            take.eq(
+                valid & (~announce | ((~going | passes) & (~self.entry.valid | self.entry.ready)))
             ),
-            difference.eq(record.slot - Mux(fresh, self.first_slot, last)),
         ]
-        needed, part = Signal(range(_PARTS)), Signal(range(_PARTS))
-        for index in range(1, _PARTS):
-            with m.If((difference >> (_PART * index)).any()):
-                m.d.comb += needed.eq(index)
-        m.d.comb += part.eq(Mux(begun, left, needed))
-        parts = Array(difference[_PART * k :][:_PART] for k in range(_PARTS))
+        with m.If(self.entry.ready):
+            m.d.sync += self.entry.valid.eq(0)
+        with m.If(passes):
+            m.d.sync += going.eq(0)
+        with m.If(take):
+            with m.If(announce):
+                m.d.sync += [
+                    last.eq(tag.slot),
+                    fresh.eq(0),
+                    difference.eq(tag.slot - Mux(fresh, self.first_slot, last)),
+                    going.eq(1),
+                    self.entry.valid.eq(1),
+                    self.entry.payload.basis.eq(tag.basis),
+                    self.entry.payload.bit.eq(tag.bit),
+                ]
+            with m.If(past):
+                m.d.sync += self.past_end.eq(1)
+            m.d.comb += [
+                ledger.step["in"].eq(click),
+                ledger.step["out"].eq(announce),
+                ledger.step["outside_block"].eq(click & ~inside),
+                ledger.step["memory_full"].eq(click & inside & ~announce),
+            ]
+            with m.If(tag.kind == TagKind.FRAME):
+                m.d.comb += ledger.frame.eq(~0)
 
-        announce = Signal()
-        m.d.comb += announce.eq(click & (begun | (inside & ~self.full)))
-        o_free, entry_free = Signal(), Signal()
+        # 3: how many parts it takes; 4: the parts, one after the other.
+        parts = data.ArrayLayout(_PART, _PARTS)
+        sending, waits = Signal(parts), Signal()
+        part = Signal(range(_PARTS))
+        o_free = Signal()
         m.d.comb += [
             o_free.eq(~self.o.valid | self.o.ready),
-            entry_free.eq(~self.entry.valid | self.entry.ready),
-            self.i.ready.eq(~announce | (o_free & entry_free & (part == 0))),
+            passes.eq(going & (~waits | (o_free & (part == 0)))),
         ]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
-        with m.If(self.entry.ready):
-            m.d.sync += self.entry.valid.eq(0)
-        with m.If(self.i.valid):
-            with m.If(announce & o_free & (entry_free | (part != 0))):
-                m.d.sync += [
-                    self.o.valid.eq(1),
-                    self.o.payload.difference.eq(parts[part]),
-                    self.o.payload.more.eq(part != 0),
-                    begun.eq(part != 0),
-                    left.eq(part - 1),
-                ]
-                with m.If(part == 0):
-                    m.d.sync += [
-                        last.eq(record.slot),
-                        fresh.eq(0),
-                        self.entry.valid.eq(1),
-                        self.entry.payload.basis.eq(record.basis),
-                        self.entry.payload.bit.eq(record.bit),
-                    ]
-            with m.If(self.i.ready):
-                m.d.comb += [
-                    ledger.step["in"].eq(click),
-                    ledger.step["out"].eq(announce),
-                    ledger.step["outside_block"].eq(click & ~inside & ~announce),
-                    ledger.step["memory_full"].eq(click & inside & ~announce),
-                ]
-                with m.If(record.kind == TagKind.FRAME):
-                    m.d.comb += ledger.frame.eq(~0)
-                with m.If(self.open & (record.slot > self.last_slot)):
-                    m.d.sync += self.past_end.eq(1)
+        with m.If(waits & o_free):
+            m.d.sync += [
+                self.o.valid.eq(1),
+                self.o.payload.difference.eq(sending[part]),
+                self.o.payload.more.eq(part != 0),
+                part.eq(part - 1),
+            ]
+            with m.If(part == 0):
+                m.d.sync += waits.eq(0)
+        with m.If(passes):
+            m.d.sync += [sending.as_value().eq(difference), waits.eq(1), part.eq(0)]
+            for index in range(1, _PARTS):
+                with m.If((difference >> (_PART * index)).any()):
+                    m.d.sync += part.eq(index)
         return m

@@ -1,42 +1,60 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
-"""Blanking of whole slots after each raw click."""
+"""Blanking of whole slots until every detector is live again."""
 
-from amaranth.hdl import Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from keyrail.contract import SLOT_BITS, SLOT_TAG, TagKind
+from keyrail.contract import CHANNELS, SLOT_BITS, SLOT_TAG, TagKind
 
 from .layouts import layout
 from .ledger import Counts, Ledger
 
-__all__ = ["Blanking"]
+__all__ = ["BLANKING_SLOTS", "Blanking"]
+
+BLANKING_SLOTS = data.ArrayLayout(16, CHANNELS)
+"""Slots that each channel stays blanked after a raw click, at the channel's index."""
 
 
 class Blanking(wiring.Component):
-    """Drop clicks in the slots that follow a raw click.
+    """Drop clicks in slots in which some detector may not be live.
 
-    A click in slot s is dropped if any earlier raw click, dropped ones included, or a loss marker
-    lies in one of the slots s - N to s - 1, N being ``slots``. Every detector is then live again
-    at the start of a slot that counts, provided N slots last at least the longest dead time.
+    After a raw click of channel c in slot s, the slots s + 1 to s + N_c are blanked for every
+    channel, N_c being ``slots[c]``. So a blank begins with the slot after a raw click and ends when
+    each detector has been live again since its own last raw click, provided N_c slots last at least
+    the dead time of c. Every click that enters is raw, those dropped here included; the gate comes
+    later. A loss marker may stand for clicks of any channel: it blanks as the longest N_c does.
     Clicks that share a slot share its fate. Markers pass.
 
-    Latency: 1 clock. Throughput: 1 record a clock.
+    Only the slots left to blank are kept, as the longest of what is left and N_c: for a channel's
+    own clicks, the last one always reaches farthest.
+
+    Latency: 4 clocks, one more for each clock in which the output waits. Throughput: 1 record a
+    clock.
+
+    Parameters
+    ----------
+    channels
+        Channels that are built, a power of two up to 8; clicks of others blank nothing.
 
     Members
     -------
     i, o
         Streams of ``slot_tag`` in slot order.
     slots
-        N, 16 bits; 0 blanks nothing. Constant while records pass.
+        `BLANKING_SLOTS`. Set 16 clocks before a record, constant while records pass.
     counts
         Ledger of ``blanking``.
     """
 
     i: In(stream.Signature(layout(SLOT_TAG)))
     o: Out(stream.Signature(layout(SLOT_TAG)))
-    slots: In(16)
+    slots: In(BLANKING_SLOTS)
     counts: Out(Counts("blanking"))
+
+    def __init__(self, channels: int = CHANNELS):
+        self._channels = channels
+        super().__init__()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -46,38 +64,80 @@ class Blanking(wiring.Component):
             self.counts.at_frame.eq(ledger.counts.at_frame),
         ]
 
-        tag = self.i.payload
-        click = Signal()
-        # The last slot with a raw click, and the last before that one: clicks of one slot come
-        # one after the other, and none of them may blank the others.
-        present, present_valid = Signal(SLOT_BITS), Signal()
-        former, former_valid = Signal(SLOT_BITS), Signal()
-        last, last_valid = Signal(SLOT_BITS), Signal()
-        blanked = Signal()
-        m.d.comb += click.eq(tag.kind == TagKind.CLICK)
-        with m.If(present_valid & (present != tag.slot)):
-            m.d.comb += [last.eq(present), last_valid.eq(1)]
-        with m.Else():
-            m.d.comb += [last.eq(former), last_valid.eq(former_valid)]
-        m.d.comb += blanked.eq(click & last_valid & ((tag.slot - last)[:SLOT_BITS] <= self.slots))
+        # The longest N: a tree over settings that do not change, registered at each level.
+        level = [self.slots[channel] for channel in range(self._channels)]
+        while len(level) > 1:
+            following = []
+            for index, (a, b) in enumerate(zip(level[::2], level[1::2], strict=True)):
+                one = Signal(16, name=f"longest_{len(level)}_{index}")
+                m.d.sync += one.eq(Mux(a > b, a, b))
+                following.append(one)
+            level = following
+        longest = level[0]
 
-        m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [self.o.payload.eq(tag), self.o.valid.eq(~blanked)]
-            with m.If(click | (tag.kind == TagKind.LOSS)):
-                m.d.sync += [
-                    present.eq(tag.slot),
-                    present_valid.eq(1),
-                    former.eq(last),
-                    former_valid.eq(last_valid),
-                ]
-            m.d.comb += [
-                ledger.step["in"].eq(click),
-                ledger.step["out"].eq(click & ~blanked),
-                ledger.step["blanked"].eq(blanked),
+        step = Signal()
+        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step)]
+        valid = Signal(3)
+        tag_1, tag_2, tag_3 = (Signal(layout(SLOT_TAG), name=f"tag_{n}") for n in (1, 2, 3))
+
+        # 1: slots since the record before.
+        former, apart_1 = Signal(SLOT_BITS), Signal(SLOT_BITS)
+        # 2: the same in 16 bits, if it fits, and N of the record.
+        apart_2, far_2, same_2, new_2 = Signal(16), Signal(), Signal(), Signal(16)
+        # 3: what is left must reach this far for it to exceed N in this slot.
+        apart_3, far_3, same_3, new_3 = Signal(16), Signal(), Signal(), Signal(16)
+        reach_3 = Signal(17)
+        # 4: slots after the last record's that are blanked, and whether its own is.
+        left, blank = Signal(16), Signal()
+
+        with m.If(step):
+            m.d.sync += [
+                valid.eq((valid << 1) | self.i.valid),
+                tag_1.eq(self.i.payload),
+                apart_1.eq(self.i.payload.slot - former),
+                tag_2.eq(tag_1),
+                apart_2.eq(apart_1[:16]),
+                far_2.eq(apart_1[16:].any()),
+                same_2.eq(apart_1 == 0),
+                new_2.eq(0),
+                tag_3.eq(tag_2),
+                apart_3.eq(apart_2),
+                far_3.eq(far_2),
+                same_3.eq(same_2),
+                new_3.eq(new_2),
+                reach_3.eq(apart_2 + new_2),
             ]
-            with m.If(tag.kind == TagKind.FRAME):
-                m.d.comb += ledger.frame.eq(~0)
+            with m.If(self.i.valid):
+                m.d.sync += former.eq(self.i.payload.slot)
+            with m.If((tag_1.kind == TagKind.CLICK) & (tag_1.channel < self._channels)):
+                m.d.sync += new_2.eq(self.slots[tag_1.channel[: (self._channels - 1).bit_length()]])
+            with m.If(tag_1.kind == TagKind.LOSS):
+                m.d.sync += new_2.eq(longest)
+
+        click, passed, blanked, rest = Signal(), Signal(), Signal(), Signal(17)
+        m.d.comb += [
+            click.eq(tag_3.kind == TagKind.CLICK),
+            rest.eq(left - apart_3),
+            passed.eq(far_3 | rest[-1]),
+            blanked.eq(Mux(same_3, blank, ~passed)),
+        ]
+        with m.If(step):
+            m.d.sync += [
+                self.o.valid.eq(valid[2] & ~(click & blanked)),
+                self.o.payload.eq(tag_3),
+            ]
+            with m.If(valid[2]):
+                m.d.sync += blank.eq(blanked)
+                with m.If(~far_3 & (left >= reach_3)):
+                    m.d.sync += left.eq(rest)
+                with m.Else():
+                    m.d.sync += left.eq(new_3)
+                m.d.comb += [
+                    ledger.step["in"].eq(click),
+                    ledger.step["out"].eq(click & ~blanked),
+                    ledger.step["blanked"].eq(click & blanked),
+                    ledger.step["losses"].eq(tag_3.kind == TagKind.LOSS),
+                ]
+                with m.If(tag_3.kind == TagKind.FRAME):
+                    m.d.comb += ledger.frame.eq(~0)
         return m

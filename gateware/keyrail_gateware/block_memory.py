@@ -115,7 +115,7 @@ class BlockMemory(wiring.Component):
                 ]
             with m.Else():
                 m.d.comb += [
-                    self.i.ready.eq(self.count < self._depth),
+                    self.i.ready.eq(~self.count[address_bits]),
                     write.en.eq(self.i.valid & self.i.ready),
                 ]
             with m.If(self.i.valid & self.i.ready):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
-"""Gate windows: phase of a click to basis and bit."""
+"""Gate windows: phase of a click, and basis choice of its slot, to basis and bit."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Array, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import (
     CHANNELS,
+    CHOSEN_TAG,
     GATE_WINDOWS,
     GATED_TAG,
-    SLOT_TAG,
     Role,
     TagKind,
     registers,
@@ -18,29 +18,36 @@ from keyrail.contract import (
 from .layouts import fields_layout, layout
 from .ledger import Counts, Ledger
 
-__all__ = ["WINDOWS", "Gate"]
+__all__ = ["WINDOW", "WINDOWS", "Gate"]
 
-WINDOWS = data.ArrayLayout(
-    fields_layout(registers(Role.RECEIVER)["gate_0_0"].fields), CHANNELS * GATE_WINDOWS
-)
-"""Every gate window, at index channel x 2 + window, laid out as in its register."""
+WINDOW = fields_layout(registers(Role.RECEIVER)["gate_0_0"].fields)
+"""A gate window, laid out as in its register."""
+WINDOWS = data.ArrayLayout(WINDOW, CHANNELS * GATE_WINDOWS)
+"""Every gate window, at index channel x 2 + window."""
 
 
 class Gate(wiring.Component):
     """Accept the clicks inside a gate window of their channel; drop the others.
 
     A window accepts the phases from ``start`` on and below ``stop``; with stop < start it wraps
-    round the end of the slot, with stop = start it accepts nothing. Where both windows of a
-    channel accept, window 0 counts. The click takes basis and bit of its window. Clicks of a
-    channel above 7 are dropped as outside every window. Markers pass, with basis, bit and window
+    round the end of the slot, with stop = start it accepts nothing. What it stands for depends on
+    the slot's basis choice: with choice 0, and in a passive receiver, ``enable`` opens it and
+    ``basis`` and ``bit`` are those of a click in it; with choice 1 it is ``enable_1``, ``basis_1``
+    and ``bit_1``. Where both windows of a channel accept, window 0 counts. Clicks of a channel
+    that is not built are dropped as outside every window. Markers pass, with basis, bit and window
     zero.
 
-    Latency: 1 clock. Throughput: 1 record a clock.
+    Latency: 3 clocks. Throughput: 1 record a clock.
+
+    Parameters
+    ----------
+    channels
+        Channels that are built, a power of two up to 8.
 
     Members
     -------
     i, o
-        Streams of ``slot_tag`` and ``gated_tag``.
+        Streams of ``chosen_tag`` and ``gated_tag``.
     windows
         `WINDOWS`: the windows of channel 0, of channel 1, and so on. Constant while records
         pass.
@@ -48,10 +55,14 @@ class Gate(wiring.Component):
         Ledger of ``gate``.
     """
 
-    i: In(stream.Signature(layout(SLOT_TAG)))
+    i: In(stream.Signature(layout(CHOSEN_TAG)))
     o: Out(stream.Signature(layout(GATED_TAG)))
     windows: In(WINDOWS)
     counts: Out(Counts("gate"))
+
+    def __init__(self, channels: int = CHANNELS):
+        self._channels = channels
+        super().__init__()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -60,47 +71,70 @@ class Gate(wiring.Component):
             self.counts.live.eq(ledger.counts.live),
             self.counts.at_frame.eq(ledger.counts.at_frame),
         ]
+        step = Signal()
+        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step)]
+        chosen = data.StructLayout({"open": 1, "basis": 1, "bit": 1})
+        numbers = range(GATE_WINDOWS)
+        tag_1, tag_2 = (Signal(layout(CHOSEN_TAG), name=f"tag_{n}") for n in (1, 2))
+        valid_1, valid_2, exists_1 = Signal(), Signal(), Signal()
+        windows = [Signal(WINDOW, name=f"window_{n}_1") for n in numbers]
+        outcomes = [Signal(chosen, name=f"outcome_{n}_2") for n in numbers]
+        after, before, wraps = (Signal(GATE_WINDOWS, name=n) for n in ("after", "before", "wraps"))
 
-        tag = self.i.payload
-        exists = Signal()
-        m.d.comb += exists.eq(tag.channel < CHANNELS)
-        channel = tag.channel[: (CHANNELS - 1).bit_length()]
-        windows = [Signal(WINDOWS.elem_shape, name=f"window_{n}") for n in range(GATE_WINDOWS)]
-        hits = Signal(GATE_WINDOWS)
-        for number, window in enumerate(windows):
-            after, before = Signal(name=f"after_{number}"), Signal(name=f"before_{number}")
-            m.d.comb += [
-                window.eq(self.windows[channel * GATE_WINDOWS + number]),
-                after.eq(tag.phase >= window.start),
-                before.eq(tag.phase < window.stop),
-                hits[number].eq(
-                    exists
-                    & window.enable
-                    & Mux(window.stop < window.start, after | before, after & before)
-                ),
-            ]
-        click, accepted = Signal(), Signal()
-        m.d.comb += [click.eq(tag.kind == TagKind.CLICK), accepted.eq(click & hits.any())]
-
-        m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        with m.If(self.i.valid & self.i.ready):
+        channel = self.i.payload.channel[: (self._channels - 1).bit_length()]
+        with m.If(step):
             m.d.sync += [
-                self.o.valid.eq(~click | accepted),
-                self.o.payload.slot.eq(tag.slot),
-                self.o.payload.channel.eq(tag.channel),
-                self.o.payload.kind.eq(tag.kind),
-                self.o.payload.phase.eq(tag.phase),
-                self.o.payload.basis.eq(click & Mux(hits[0], windows[0].basis, windows[1].basis)),
-                self.o.payload.bit.eq(click & Mux(hits[0], windows[0].bit, windows[1].bit)),
+                tag_1.eq(self.i.payload),
+                valid_1.eq(self.i.valid),
+                exists_1.eq(self.i.payload.channel < self._channels),
+                tag_2.eq(tag_1),
+                valid_2.eq(valid_1),
+            ]
+            for n, window, outcome in zip(numbers, windows, outcomes, strict=True):
+                # Only the windows of channels that are built exist.
+                built = Array(
+                    self.windows[c * GATE_WINDOWS + n].as_value() for c in range(self._channels)
+                )
+                m.d.sync += [
+                    window.as_value().eq(built[channel]),
+                    after[n].eq(tag_1.phase >= window.start),
+                    before[n].eq(tag_1.phase < window.stop),
+                    wraps[n].eq(window.stop < window.start),
+                    outcome.open.eq(exists_1 & Mux(tag_1.choice, window.enable_1, window.enable)),
+                    outcome.basis.eq(Mux(tag_1.choice, window.basis_1, window.basis)),
+                    outcome.bit.eq(Mux(tag_1.choice, window.bit_1, window.bit)),
+                ]
+
+        hits, click, accepted = Signal(GATE_WINDOWS), Signal(), Signal()
+        m.d.comb += [
+            *(
+                hits[n].eq(
+                    outcomes[n].open & Mux(wraps[n], after[n] | before[n], after[n] & before[n])
+                )
+                for n in numbers
+            ),
+            click.eq(tag_2.kind == TagKind.CLICK),
+            accepted.eq(click & hits.any()),
+        ]
+        outcome = Mux(hits[0], outcomes[0].as_value(), outcomes[1].as_value())
+        outcome = data.View(chosen, outcome)
+        with m.If(step):
+            m.d.sync += [
+                self.o.valid.eq(valid_2 & (~click | accepted)),
+                self.o.payload.slot.eq(tag_2.slot),
+                self.o.payload.channel.eq(tag_2.channel),
+                self.o.payload.kind.eq(tag_2.kind),
+                self.o.payload.phase.eq(tag_2.phase),
+                self.o.payload.basis.eq(click & outcome.basis),
+                self.o.payload.bit.eq(click & outcome.bit),
                 self.o.payload.window.eq(click & ~hits[0]),
             ]
-            m.d.comb += [
-                ledger.step["in"].eq(click),
-                ledger.step["out"].eq(accepted),
-                ledger.step["gated_out"].eq(click & ~accepted),
-            ]
-            with m.If(tag.kind == TagKind.FRAME):
-                m.d.comb += ledger.frame.eq(~0)
+            with m.If(valid_2):
+                m.d.comb += [
+                    ledger.step["in"].eq(click),
+                    ledger.step["out"].eq(accepted),
+                    ledger.step["gated_out"].eq(click & ~accepted),
+                ]
+                with m.If(tag_2.kind == TagKind.FRAME):
+                    m.d.comb += ledger.frame.eq(~0)
         return m

@@ -28,7 +28,8 @@ class Counts(wiring.Signature):
 class Ledger(wiring.Component):
     """Counters of one block, by the contract's names.
 
-    A counter advances in the clock after its ``step`` was given. Where ``frame`` is given for a
+    A counter advances two clocks after its ``step`` was given: steps are registered, so that what
+    they come from and the counter's carry are not one path. Where ``frame`` is given for a
     counter, its value so far, a step in the same clock included, is kept as the value at the
     frame marker.
 
@@ -60,11 +61,13 @@ class Ledger(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        step, frame = Signal.like(self.step), Signal.like(self.frame)
+        m.d.sync += [step.eq(self.step), frame.eq(self.frame)]
         for name in self._names:
             live = self.counts.live[name]
             following = Signal(len(live), name=f"{name}_next")
-            m.d.comb += following.eq(live + self.step[name])
+            m.d.comb += following.eq(live + step[name])
             m.d.sync += live.eq(following)
-            with m.If(self.frame[name]):
+            with m.If(frame[name]):
                 m.d.sync += self.counts.at_frame[name].eq(following)
         return m

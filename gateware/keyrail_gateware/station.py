@@ -11,17 +11,22 @@ from keyrail.contract import (
     CHANNELS,
     CONTRACT_HASH,
     CONTRACT_VERSION,
+    DETECTION,
     GATE_WINDOWS,
+    GATED_TAG,
     GATEWARE_VERSION,
     MAGIC,
     RECEIVER_ENTRY,
     SENDER_ENTRY,
+    SLOT_TAG,
     STATES_PER_WORD,
     BlockState,
     BoardCode,
     Direction,
+    HistogramCommand,
     Mode,
     Randomness,
+    ReceiverKind,
     Role,
     ToeplitzCommand,
     streams,
@@ -31,14 +36,19 @@ from .announcer import Announcer
 from .blanking import Blanking
 from .block_control import BlockControl
 from .block_memory import BlockMemory
+from .choices import Choices
 from .condition import event_layout
+from .currents import Currents
 from .front_end import FrontEnd
+from .gaps import Gaps, Outcomes
 from .gate import Gate
 from .generator import Generator
 from .histogram import Histogram
+from .layouts import layout
 from .register_bank import BusSignature, RegisterBank
 from .resolver import Resolver
 from .sifter import Sifter
+from .skid import Skid
 from .source import Source
 from .squash import Squash
 from .state_memory import StateMemory
@@ -58,7 +68,8 @@ class Configuration:
     Parameters
     ----------
     toeplitz_input_log2, toeplitz_output_log2
-        The Toeplitz engine hashes up to 2^this bits into up to 2^this bits.
+        The Toeplitz engine hashes up to 2^this bits into up to 2^this bits; both 0: there is no
+        engine, and the control PC hashes.
     block_memory_log2
         Block memory on the board holds 2^this detections.
     horizon_log2
@@ -74,6 +85,10 @@ class Configuration:
         2^this announcements can wait in the sender until states past its ring are recalled.
     gear, modulators
         Samples a clock of each modulator output of the sender, and their number.
+    channels
+        Detector channels of the receiver: 2, 4 or 8. Clicks of others are dropped.
+    choices_log2
+        The receiver keeps the basis choices of the last 2^this slots.
     """
 
     toeplitz_input_log2: int = 18
@@ -86,6 +101,19 @@ class Configuration:
     order_log2: int = 10
     gear: int = 4
     modulators: int = 6
+    channels: int = CHANNELS
+    choices_log2: int = 17
+
+    def __post_init__(self):
+        if self.channels not in (2, 4, 8):
+            raise ValueError(f"{self.channels} channels: allowed are 2, 4 and 8")
+        if (self.toeplitz_input_log2 == 0) != (self.toeplitz_output_log2 == 0):
+            raise ValueError("a Toeplitz engine has an input and an output, or there is none")
+
+    @property
+    def hashes(self) -> bool:
+        """Whether the board has a Toeplitz engine."""
+        return self.toeplitz_input_log2 > 0
 
 
 class _Station(wiring.Component):
@@ -143,6 +171,8 @@ class _Station(wiring.Component):
             configuration.toeplitz_output_log2.eq(sizes.toeplitz_output_log2),
             configuration.block_memory_log2.eq(sizes.block_memory_log2),
             configuration.horizon_log2.eq(sizes.horizon_log2 if self.role is Role.SENDER else 0),
+            configuration.channels.eq(sizes.channels if self.role is Role.RECEIVER else 0),
+            configuration.choices_log2.eq(sizes.choices_log2 if self.role is Role.RECEIVER else 0),
         ]
 
         self.key_mode = Signal()
@@ -153,6 +183,37 @@ class _Station(wiring.Component):
             self.wipe.eq(strobes.wipe | (former_mode != self.key_mode)),
         ]
 
+        self._toeplitz_working, self._toeplitz_wiped = Signal(), Signal(init=1)
+        if sizes.hashes:
+            self._hashes(m)
+        else:
+            m.d.comb += status.toeplitz_status.wiped.eq(1)
+            m.d.comb += self._toeplitz_wiped.eq(1)
+
+        record = SENDER_ENTRY if self.role is Role.SENDER else RECEIVER_ENTRY
+        m.submodules.block_memory = self.memory = memory = BlockMemory(
+            record, 1 << sizes.block_memory_log2
+        )
+        m.submodules.block_control = self.control = control = BlockControl(self.role)
+        m.d.comb += [
+            memory.on_host.eq(values.block_on_host.value),
+            memory.rewind.eq(control.rewind),
+            memory.wipe.eq(control.wipe_memory),
+            control.memory_busy.eq(memory.busy),
+            control.command.eq(bank.commands.block_command.value),
+            control.strobe.eq(strobes.block_command),
+            control.key_mode.eq(self.key_mode),
+            control.wipe.eq(self.wipe),
+            status.block_state.value.eq(control.state),
+            status.block_count.value.eq(memory.count),
+        ]
+        self._connect(m, memory.spill, self.block_out)
+        self._connect(m, self.block_in, memory.fill)
+
+    def _hashes(self, m: Module) -> None:
+        """The Toeplitz engine behind its registers and streams."""
+        sizes, bank = self.configuration, self.bank
+        values, status, strobes = bank.values, bank.status, bank.strobes
         m.submodules.toeplitz = toeplitz = Toeplitz(
             input_bits=1 << sizes.toeplitz_input_log2, output_bits=1 << sizes.toeplitz_output_log2
         )
@@ -187,27 +248,10 @@ class _Station(wiring.Component):
             toeplitz.unfinished.eq(values.toeplitz_tile.unfinished),
             toeplitz.patience.eq(values.toeplitz_patience.value),
         ]
-        self.toeplitz = toeplitz
-
-        record = SENDER_ENTRY if self.role is Role.SENDER else RECEIVER_ENTRY
-        m.submodules.block_memory = self.memory = memory = BlockMemory(
-            record, 1 << sizes.block_memory_log2
-        )
-        m.submodules.block_control = self.control = control = BlockControl(self.role)
         m.d.comb += [
-            memory.on_host.eq(values.block_on_host.value),
-            memory.rewind.eq(control.rewind),
-            memory.wipe.eq(control.wipe_memory),
-            control.memory_busy.eq(memory.busy),
-            control.command.eq(bank.commands.block_command.value),
-            control.strobe.eq(strobes.block_command),
-            control.key_mode.eq(self.key_mode),
-            control.wipe.eq(self.wipe),
-            status.block_state.value.eq(control.state),
-            status.block_count.value.eq(memory.count),
+            self._toeplitz_working.eq(toeplitz.working),
+            self._toeplitz_wiped.eq(toeplitz.wiped),
         ]
-        self._connect(m, memory.spill, self.block_out)
-        self._connect(m, self.block_in, memory.fill)
 
     def _finish(self, m: Module, refused: Signal, busy: Signal) -> None:
         """Status register: `busy` and `refused` are what the station adds to the common part."""
@@ -226,7 +270,7 @@ class _Station(wiring.Component):
             self.wipe
             | self.control.wipe_memory
             | self.memory.busy
-            | ~self.toeplitz.wiped
+            | ~self._toeplitz_wiped
             | self.cable_wiping
             | busy
         )
@@ -245,7 +289,7 @@ class _Station(wiring.Component):
                 | wiping
                 | busy
                 | self.memory.busy
-                | self.toeplitz.working
+                | self._toeplitz_working
                 | self.control.wipe_memory
                 | self.control.restart
                 | self.control.rewind
@@ -302,11 +346,12 @@ def _flat(payload: object) -> object:
 class Receiver(_Station):
     """The receiver's station: tags to sifted bits.
 
-    Tag path, one record a clock: tag FIFO, slotter with tracker, histogram (a tap), blanking,
-    gate; then the stream ``gated`` in instrument mode, or squash, announcer and block memory in
-    key mode. After the block has closed, block memory is read twice: for the bases, and against
-    the replies (resolver, tally). In instrument mode the tags leave the FIFO as T2 records as
-    well, on the stream ``raw``, where the host asks for it; in key mode that endpoint is closed.
+    Tag path, one record a clock: tag FIFO, slotter with tracker, histogram and gaps (taps), blanking,
+    choices, gate; then the stream ``gated`` in instrument mode, or squash, announcer and block memory in key
+    mode. After the block has closed, block memory is read twice: for the bases, and against the
+    replies (resolver, tally). In instrument mode the tags leave the FIFO as T2 records as well, on
+    the stream ``raw``, where the host asks for it; in key mode that endpoint is closed. Beside it,
+    samples of the detectors' currents are held against their limits.
 
     Parameters
     ----------
@@ -324,8 +369,8 @@ class Receiver(_Station):
     wipe, cable_wiping, cable_dirty
         Wiping of the buffers on the way to the cable: 1 for the clock in which they are to
         begin; 1 while they wipe; 1 while they hold something that came from the host.
-    tags, raw, losses, coins, gated, histogram, announcements, bases, replies, sifted, block_out,
-    block_in, toeplitz_key, toeplitz_seed, toeplitz_out
+    tags, raw, losses, coins, basis_choices, currents, gated, histogram, announcements, bases,
+    replies, sifted, block_out, block_in, toeplitz_key, toeplitz_seed, toeplitz_out
         Streams of the contract, whole records as payload; ``tags`` is closed where the station
         has inputs of its own.
     event_0, event_1, ...
@@ -352,14 +397,19 @@ class Receiver(_Station):
         m.submodules.tag_fifo = tag_fifo = TagFifo(1 << self.configuration.tag_fifo_log2)
         m.submodules.t2_encoder = t2_encoder = on_raw(T2Encoder())
         m.submodules.t2_serialiser = t2_serialiser = on_raw(T2Serialiser())
+        channels = self.configuration.channels
         m.submodules.slotter = slotter = on_tags(TrackedSlotter())
-        m.submodules.histogram = histogram = Histogram()
-        m.submodules.blanking = blanking = on_tags(Blanking())
-        m.submodules.gate = gate = on_tags(Gate())
+        m.submodules.histogram = histogram = Histogram(channels=channels)
+        m.submodules.gaps = gaps = Gaps(channels)
+        m.submodules.blanking = blanking = on_tags(Blanking(channels))
+        m.submodules.choices = choices = on_tags(Choices(1 << self.configuration.choices_log2))
+        m.submodules.gate = gate = on_tags(Gate(channels))
         m.submodules.squash = squash = on_tags(Squash())
+        m.submodules.outcomes = outcomes = Outcomes()
         m.submodules.announcer = announcer = ResetInserter(restart_tags | restart_block)(
             Announcer()
         )
+        m.submodules.currents = currents = on_tags(Currents())
         m.submodules.resolver = resolver = on_block(Resolver())
         m.submodules.tally = tally = on_block(ReceiverTally())
 
@@ -377,11 +427,17 @@ class Receiver(_Station):
             bank.status.tracker_period.value.eq(slotter.period_now),
             bank.status.tracker_slot.value.eq(slotter.slot_now),
             bank.status.tracker_error.as_value().eq(slotter.error),
-            histogram.shift.eq(values.histogram_shift.value),
-            histogram.key_mode.eq(self.key_mode),
-            histogram.dump.eq(bank.strobes.histogram_command),
-            histogram.wipe.eq(restart_tags),
-            blanking.slots.eq(values.blanking_slots.value),
+            choices.open.eq(control.open | ~self.key_mode),
+            choices.active.eq(values.receiver_kind.value == ReceiverKind.ACTIVE),
+            choices.first_choice.eq(values.choices_first_slot.value),
+            choices.wipe.eq(control.wipe_memory),
+            bank.status.choices_next_slot.value.eq(choices.next_slot),
+            bank.status.current_alarms.value.eq(currents.alarms),
+            *(blanking.slots[c].eq(values[f"blanking_slots_{c}"].value) for c in range(CHANNELS)),
+            *(
+                currents.limits[c].as_value().eq(values[f"current_limits_{c}"].as_value())
+                for c in range(CHANNELS)
+            ),
             squash.discard_cross.eq(values.squash_discard_cross.value),
             announcer.open.eq(control.open),
             announcer.first_slot.eq(values.block_first_slot.value),
@@ -398,7 +454,8 @@ class Receiver(_Station):
             for channel in range(CHANNELS)
             for window in range(GATE_WINDOWS)
         ]
-        m.d.comb += gate.windows.as_value().eq(Cat(*windows))
+        for one in (gate, gaps):
+            m.d.comb += one.windows.as_value().eq(Cat(*windows))
 
         m.d.comb += [
             tag_fifo.real_time.eq(values.tag_input.real_time),
@@ -415,23 +472,48 @@ class Receiver(_Station):
         self._fork(m, tag_fifo.o, (slotter.i, 1), (t2_encoder.i, raw))
         self._connect(m, t2_encoder.o, t2_serialiser.i)
         self._connect(m, t2_serialiser.o, self.raw)
-        self._connect(m, slotter.o, histogram.i)
-        self._connect(m, histogram.bins, self.histogram)
-        self._connect(m, histogram.o, blanking.i)
-        self._connect(m, blanking.o, gate.i)
-        # A tag's channel is the key bit: in key mode the tags end in the squash.
-        layout = data.View(gate.o.payload.shape(), gate.o.payload.as_value())
+        # Skids keep the ready signals of the path apart.
+        m.submodules.after_slotter = after_slotter = on_tags(Skid(layout(SLOT_TAG)))
+        m.submodules.after_blanking = after_blanking = on_tags(Skid(layout(SLOT_TAG)))
+        m.submodules.after_gate = after_gate = on_tags(Skid(layout(GATED_TAG)))
+        m.submodules.after_squash = after_squash = on_tags(Skid(layout(DETECTION)))
+        self._connect(m, slotter.o, after_slotter.i)
+        self._connect(m, after_slotter.o, histogram.i)
         m.d.comb += [
-            self.gated.payload.eq(layout.as_value()),
-            self.gated.valid.eq(gate.o.valid & ~self.key_mode),
-            squash.i.payload.eq(gate.o.payload),
-            squash.i.valid.eq(gate.o.valid & self.key_mode),
-            gate.o.ready.eq((squash.i.ready & self.key_mode) | (self.gated.ready & ~self.key_mode)),
+            gaps.tag.eq(histogram.o.payload),
+            gaps.valid.eq(histogram.o.valid & histogram.o.ready),
+        ]
+        self._connect(m, histogram.o, blanking.i)
+        self._connect(m, blanking.o, after_blanking.i)
+        self._connect(m, self.basis_choices, choices.words)
+        self._connect(m, after_blanking.o, choices.i)
+        self._connect(m, choices.o, gate.i)
+        self._connect(m, gate.o, after_gate.i)
+        # A tag's channel is the key bit: in key mode the tags end in the squash.
+        tags = after_gate.o
+        m.d.comb += [
+            self.gated.payload.eq(_flat(tags.payload)),
+            self.gated.valid.eq(tags.valid & ~self.key_mode),
+            squash.i.payload.eq(tags.payload),
+            squash.i.valid.eq(tags.valid & self.key_mode),
+            tags.ready.eq(Mux(self.key_mode, squash.i.ready, self.gated.ready)),
+            outcomes.group.eq(squash.group),
         ]
         self._connect(m, self.coins, squash.coins)
-        self._connect(m, squash.o, announcer.i)
+        self._connect(m, squash.o, after_squash.i)
+        self._connect(m, after_squash.o, announcer.i)
         self._connect(m, announcer.o, self.announcements)
         self._connect(m, announcer.entry, memory.i)
+        self._connect(m, self.currents, currents.i)
+        refused = self._histograms(
+            m,
+            restart_tags,
+            {
+                HistogramCommand.PHASES: histogram,
+                HistogramCommand.GAPS: gaps.reading,
+                HistogramCommand.OUTCOMES: outcomes.reading,
+            },
+        )
 
         # First read pass: only the bases leave. Second pass: entries meet the replies.
         in_bases = Signal()
@@ -455,15 +537,18 @@ class Receiver(_Station):
             ("t2_encoder", t2_encoder),
             ("slotter", slotter),
             ("blanking", blanking),
+            ("choices", choices),
             ("gate", gate),
             ("squash", squash),
             ("announcer", announcer),
+            ("currents", currents),
             ("resolver", resolver),
             ("receiver_tally", tally),
         ):
             self._ledger(m, name, block.counts)
         self._ledger(m, "tracker", slotter.tracker_counts)
-        self._finish(m, histogram.refused, histogram.busy | slotter.busy | tag_fifo.busy)
+        busy = histogram.busy | gaps.reading.busy | outcomes.reading.busy
+        self._finish(m, refused, busy | choices.busy | slotter.busy | tag_fifo.busy | restart_tags)
         return m
 
     def _front_end(self, m: Module, tag_fifo: TagFifo) -> None:
@@ -493,6 +578,39 @@ class Receiver(_Station):
             ]
         for block in ("condition", "merge"):
             self._ledger(m, block, getattr(front_end, block))
+
+    def _histograms(self, m: Module, wipe: Signal, readings: dict[int, object]) -> Signal:
+        """Join the histograms to their command and stream; returns 1 where one was refused.
+
+        One is sent at a time: a command meanwhile, or for none of them, is refused.
+        """
+        bank, values = self.bank, self.bank.values
+        refused, dumping = Signal(), Signal()
+        command = bank.commands.histogram_command.value
+        strobe = bank.strobes.histogram_command
+        known = Signal()
+        m.d.comb += [
+            dumping.eq(Cat(one.dumping for one in readings.values()).any()),
+            known.eq(Cat(command == code for code in readings).any()),
+            refused.eq(
+                (strobe & (dumping | ~known)) | Cat(one.refused for one in readings.values()).any()
+            ),
+        ]
+        for code, one in readings.items():
+            shift = values.histogram_shift if code == HistogramCommand.PHASES else values.gap_shift
+            m.d.comb += [
+                one.shift.eq(shift.value),
+                one.key_mode.eq(self.key_mode),
+                one.wipe.eq(wipe),
+                one.dump.eq(strobe & ~dumping & (command == code)),
+                one.bins.ready.eq(self.histogram.ready),
+            ]
+            with m.If(one.bins.valid):
+                m.d.comb += [
+                    self.histogram.payload.eq(one.bins.payload),
+                    self.histogram.valid.eq(1),
+                ]
+        return refused
 
 
 class Sender(_Station):

@@ -271,8 +271,8 @@ def replay(
         if len(times):
             tag_path.send_frame(receiver, int(times[-1]) + 1)
             receiver.run()
-        dropped = tag_path.check_ledgers(receiver, tag_path.CHAIN[:3])
-        tag_path.check_ledgers(receiver, tag_path.CHAIN[:3], at_frame=True)
+        dropped = tag_path.check_ledgers(receiver, tag_path.INSTRUMENT_CHAIN)
+        tag_path.check_ledgers(receiver, tag_path.INSTRUMENT_CHAIN, at_frame=True)
         gated = receiver.receive("gated")
         digests["gated"].update(pack(GATED_TAG, gated).tobytes())
         state = tag_path.tracking_state(receiver) if found and tracking else None

@@ -21,6 +21,9 @@ from keyrail.board_hash import engine_sizes, hash_on_board
 from keyrail.contract import (
     ANNOUNCEMENT,
     BASIS,
+    CHANNELS,
+    CHOICE_WORD,
+    CHOICES_PER_WORD,
     COIN,
     REPLY,
     SLOT_BITS,
@@ -31,6 +34,7 @@ from keyrail.contract import (
     Role,
 )
 from keyrail.distil.toeplitz import toeplitz_hash
+from keyrail.errors import SettingError
 from keyrail.layouts import Structured, pack, unpack, zeros
 from keyrail.link import LinkEnd
 from keyrail.messages import ProtocolError
@@ -356,6 +360,8 @@ class ReceiverStation(Station):
         Its end of the message link.
     coins
         Source of the coins that decide multiple clicks.
+    bases
+        Active receiver: source of the basis choices.
 
     Attributes
     ----------
@@ -365,9 +371,16 @@ class ReceiverStation(Station):
         Which of the announced detections were opened.
     """
 
-    def __init__(self, board: Board, link: LinkEnd, coins: RandomSource) -> None:
+    def __init__(
+        self,
+        board: Board,
+        link: LinkEnd,
+        coins: RandomSource,
+        bases: RandomSource | None = None,
+    ) -> None:
         super().__init__(board, link)
         self._coins = coins
+        self._bases = bases
         self._begin(0)
 
     def _begin(self, first_slot: int) -> None:
@@ -394,6 +407,9 @@ class ReceiverStation(Station):
             raise ProtocolError(f"a block from slot {block.first_slot} to {block.last_slot}")
         self.block_id = block.block_id
         self._begin(block.first_slot)
+        self.board.write(
+            "choices_first_slot", block.first_slot - block.first_slot % CHOICES_PER_WORD
+        )
         self._open(block.first_slot, block.last_slot, on_host)
 
     def measure(
@@ -449,6 +465,35 @@ class ReceiverStation(Station):
         self._frames.append(frame)
         self.link.send(frame)
 
+    def choose_bases(self, slots: int) -> None:
+        """Active receiver: draw the basis choices of the next slots and feed them to the board.
+
+        The first is that of the block's first slot, rounded down to a multiple of 64.
+
+        The board keeps those of its horizon; feed and `measure` in turn. A slot whose choice has
+        not come is not used.
+
+        Parameters
+        ----------
+        slots
+            How many, a multiple of 64.
+
+        Raises
+        ------
+        SettingError
+            If their number is no multiple of 64.
+        BoardError
+            If this station was given no source of basis choices.
+        """
+        if self._bases is None:
+            raise BoardError(f"{self.board.name}: no random source for basis choices was given")
+        if slots % CHOICES_PER_WORD:
+            raise SettingError("slots", slots, f"a multiple of {CHOICES_PER_WORD}")
+        words = zeros(CHOICE_WORD, slots // CHOICES_PER_WORD)
+        words["choices"] = np.frombuffer(self._bases.bytes(slots // 8), "<u8")
+        self.board.send("basis_choices", words)
+        self.board.run()
+
     def _top_up_coins(self, clicks: int) -> None:
         # A multiple click takes one coin and at least two clicks.
         missing = clicks // 2 + 2 - self.board.pending("coins")
@@ -463,7 +508,22 @@ class ReceiverStation(Station):
         return np.concatenate([np.zeros(0, np.int64), *self._slots])
 
     def announce_close(self) -> None:
-        """Step 3: after the last slot, say how many detections were announced, and their hash."""
+        """Step 3: after the last slot, say how many detections were announced, and their hash.
+
+        Raises
+        ------
+        ProtocolError
+            If a detector's current has left its limits: no key from such a block, which is
+            discarded.
+        """
+        alarms = self.board.read("current_alarms")
+        if alarms:
+            self.discard()
+            channels = ", ".join(str(c) for c in range(CHANNELS) if alarms >> c & 1)
+            raise ProtocolError(
+                f"{self.board.name}: currents of channel {channels} left their limits "
+                f"({self.board.ledger('currents')}); the block is discarded"
+            )
         count = self.board.read("block_count")
         self.link.send(messages.Close(count, slots_digest(self._slots), len(self._frames)))
 

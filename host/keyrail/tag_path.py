@@ -12,6 +12,9 @@ import numpy.typing as npt
 from keyrail.board import Board, BoardError
 from keyrail.contract import (
     CHANNELS,
+    CHOICE_WORD,
+    CHOICES_PER_WORD,
+    GAP_BINS,
     GATE_WINDOWS,
     HISTOGRAM_BINS,
     KEY_MODE_HISTOGRAM_MINIMUM,
@@ -20,7 +23,9 @@ from keyrail.contract import (
     TAG,
     TIME_BITS,
     Basis,
+    HistogramCommand,
     Mode,
+    ReceiverKind,
     TagKind,
     reciprocal,
 )
@@ -231,12 +236,49 @@ def tracking_state(board: Board) -> TrackingState:
     )
 
 
+def set_blanking(board: Board, slots: int | Mapping[int, int]) -> None:
+    """Set how many slots stay blanked after a raw click.
+
+    Parameters
+    ----------
+    board
+        A receiver's board.
+    slots
+        For all channels, or by channel (0 where not given): each channel's dead time in slots,
+        rounded up, at least.
+    """
+    for channel in range(CHANNELS):
+        length = slots if isinstance(slots, int) else slots.get(channel, 0)
+        board.write(f"blanking_slots_{channel}", length)
+
+
+def choice_words(choices: npt.NDArray[np.uint8]) -> Structured:
+    """Basis choices as records of the ``basis_choices`` stream.
+
+    Parameters
+    ----------
+    choices
+        Basis choice of each slot, 0 or 1, from a slot that is a multiple of 64 on.
+
+    Raises
+    ------
+    SettingError
+        If their number is not a multiple of 64: no slot may get a choice that was not drawn.
+    """
+    if len(choices) % CHOICES_PER_WORD:
+        raise SettingError("choices", len(choices), f"a multiple of {CHOICES_PER_WORD}")
+    words = zeros(CHOICE_WORD, len(choices) // CHOICES_PER_WORD)
+    words["choices"] = np.packbits(choices, bitorder="little").view("<u8")
+    return words
+
+
 def set_gates(
     board: Board,
     windows: Mapping[int, tuple[int, int]],
     outcomes: Mapping[int, tuple[Basis, int]] | None = None,
+    outcomes_1: Mapping[int, tuple[Basis, int]] | None = None,
 ) -> None:
-    """Open one gate window a channel and close all others.
+    """Open one gate window a channel and close all others; say if the receiver is active.
 
     Parameters
     ----------
@@ -246,15 +288,32 @@ def set_gates(
         By channel: first phase accepted and first phase past the window, ps. Where the second
         is below the first, the window wraps round the end of the slot.
     outcomes
-        By channel: basis and bit of a click; zero where not given.
+        By channel: basis and bit of a click; zero where not given. In an active receiver, those
+        in slots with basis choice 0; a channel that is not given is not used then.
+    outcomes_1
+        Active receiver: by channel, basis and bit of a click in slots with basis choice 1. None: a
+        passive receiver, in which slots have no basis choice.
     """
+    active = outcomes_1 is not None
+    board.write("receiver_kind", ReceiverKind.ACTIVE if active else ReceiverKind.PASSIVE)
     for channel in range(CHANNELS):
         for window in range(GATE_WINDOWS):
             name = f"gate_{channel}_{window}"
             if window == 0 and channel in windows:
                 start, stop = windows[channel]
                 basis, bit = (outcomes or {}).get(channel, (Basis.Z, 0))
-                board.write(name, start=start, stop=stop, enable=1, basis=int(basis), bit=bit)
+                basis_1, bit_1 = (outcomes_1 or {}).get(channel, (Basis.Z, 0))
+                board.write(
+                    name,
+                    start=start,
+                    stop=stop,
+                    enable=int(not active or channel in (outcomes or {})),
+                    basis=int(basis),
+                    bit=bit,
+                    enable_1=int(channel in (outcomes_1 or {})),
+                    basis_1=int(basis_1),
+                    bit_1=bit_1,
+                )
             else:
                 board.write(name, 0)
 
@@ -354,19 +413,45 @@ def read_histogram(board: Board) -> npt.NDArray[np.int64] | None:
 
     None if the board refuses: in key mode it lets out only aggregates of at least 10^4 clicks.
     """
-    in_key_mode = board.read("mode") == Mode.KEY
-    if in_key_mode and board.ledger("slotter")["out"] < KEY_MODE_HISTOGRAM_MINIMUM:
-        return None
-    board.write("histogram_command", 1)
+    counts = _read(board, HistogramCommand.PHASES, CHANNELS * HISTOGRAM_BINS)
+    return None if counts is None else counts.reshape(CHANNELS, HISTOGRAM_BINS)
+
+
+def read_gaps(board: Board) -> npt.NDArray[np.int64] | None:
+    """Clicks by the slots since the last of their channel, since the last reading.
+
+    Shape (channels, 2, 64): outside the gate, inside; a bin is 2^gap_shift slots wide, the last
+    holds all longer gaps. None if the board refuses.
+    """
+    counts = _read(board, HistogramCommand.GAPS, CHANNELS * 2 * GAP_BINS)
+    return None if counts is None else counts.reshape(CHANNELS, 2, GAP_BINS)
+
+
+def read_outcomes(board: Board) -> npt.NDArray[np.int64] | None:
+    """Slots with clicks by the slots since the last one with any, since the last reading.
+
+    Shape (3, 64): of one outcome, double clicks, cross clicks. None if the board refuses.
+    """
+    counts = _read(board, HistogramCommand.OUTCOMES, 4 * GAP_BINS)
+    return None if counts is None else counts.reshape(4, GAP_BINS)[:3]
+
+
+def _read(board: Board, command: HistogramCommand, count: int) -> npt.NDArray[np.int64] | None:
+    if board.read("mode") == Mode.KEY:
+        # A refusal would stay in the status register, where a refused command to a block belongs.
+        clicks = "squash" if command is HistogramCommand.OUTCOMES else "slotter"
+        if board.ledger(clicks)["out"] < KEY_MODE_HISTOGRAM_MINIMUM:
+            return None
+    board.write("histogram_command", command)
     board.run()
     words = board.receive("histogram")
-    if len(words) != CHANNELS * HISTOGRAM_BINS:
-        return None
-    return words["count"].astype(np.int64).reshape(CHANNELS, HISTOGRAM_BINS)
+    return words["count"].astype(np.int64) if len(words) == count else None
 
 
-CHAIN = ("slotter", "blanking", "gate", "squash", "announcer")
-"""Blocks of the tag path, in order."""
+INSTRUMENT_CHAIN = ("slotter", "blanking", "choices", "gate")
+"""Blocks of the tag path in instrument mode, in order."""
+CHAIN = (*INSTRUMENT_CHAIN, "squash", "announcer")
+"""Blocks of the tag path in key mode, in order."""
 
 
 def check_ledgers(board: Board, blocks: Iterable[str], at_frame: bool = False) -> dict[str, int]:
@@ -401,7 +486,7 @@ def check_ledgers(board: Board, blocks: Iterable[str], at_frame: bool = False) -
         reasons = {
             counter.name: counts[counter.name]
             for counter in LEDGERS[block][1]
-            if counter.name not in ("in", "out", "double_clicks", "cross_clicks")
+            if counter.name not in ("in", "out") and not counter.event
         }
         held = counts["in"] - counts["out"] - sum(reasons.values())
         if held not in ((0, 1) if block == "squash" else (0,)):

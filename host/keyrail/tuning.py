@@ -54,7 +54,7 @@ class Tuning:
     def apply(self, board: Board) -> None:
         """Set the tag path; restarts it."""
         tag_path.set_slots(board, self.period, self.origin_ps)
-        board.write("blanking_slots", BLANKING_SLOTS)
+        tag_path.set_blanking(board, BLANKING_SLOTS)
         gates = dict.fromkeys(tag_path.OUTCOMES, self.gate)
         tag_path.set_gates(board, gates, tag_path.OUTCOMES)
 
@@ -94,7 +94,7 @@ def tune(
     start = int(times[0]) - NOMINAL_PERIOD_PS
     last = int(times[-1])
     tag_path.set_slots(board, nominal, start)
-    board.write("blanking_slots", BLANKING_SLOTS)
+    tag_path.set_blanking(board, BLANKING_SLOTS)
     tag_path.open_gates(board, tag_path.OUTCOMES, nominal)
     board.send("tags", tag_path.tag_records(times, channels, last))
     board.run()

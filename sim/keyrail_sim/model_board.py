@@ -26,8 +26,10 @@ from keyrail.contract import (
     BlockState,
     BoardCode,
     Direction,
+    HistogramCommand,
     Mode,
     Randomness,
+    ReceiverKind,
     Role,
     Stream,
     TagKind,
@@ -40,6 +42,10 @@ from keyrail.source import state_words
 from keyrail_sim.models.announcer import Announcer
 from keyrail_sim.models.blanking import Blanking
 from keyrail_sim.models.block_memory import BlockMemory
+from keyrail_sim.models.choices import Choices
+from keyrail_sim.models.count_memory import CountMemory
+from keyrail_sim.models.currents import Currents
+from keyrail_sim.models.gaps import Gaps, Outcomes
 from keyrail_sim.models.gate import Gate, Window
 from keyrail_sim.models.generator import Generator
 from keyrail_sim.models.histogram import Histogram
@@ -66,6 +72,7 @@ class Sizes:
     horizon_log2: int = 17
     gear: int = 4
     modulators: int = 6
+    choices_log2: int = 17
 
 
 class ModelBoard(Board):
@@ -142,7 +149,7 @@ class ModelBoard(Board):
 
     def _status(self, name: str) -> int:
         sizes = self.sizes
-        horizon = sizes.horizon_log2 if self.role is Role.SENDER else 0
+        sender = self.role is Role.SENDER
         fixed = {
             "magic": MAGIC,
             "contract_version": CONTRACT_VERSION,
@@ -152,7 +159,7 @@ class ModelBoard(Board):
             "configuration": sizes.toeplitz_input_log2
             | sizes.toeplitz_output_log2 << 8
             | sizes.block_memory_log2 << 16
-            | horizon << 24,
+            | (sizes.horizon_log2 << 24 if sender else CHANNELS << 32 | sizes.choices_log2 << 40),
             "board": int(BoardCode.SIMULATED),
             "serial": 0,
             "status": self.wiped << 1 | self.refused << 2,
@@ -308,10 +315,14 @@ class ModelReceiver(ModelBoard):
         self.tag_fifo = Ledger("tag_fifo")
         self.t2_encoder = T2Encoder()
         self.histogram = Histogram()
+        self.gaps = Gaps()
         self.blanking = Blanking()
+        self.choices = Choices(1 << self.sizes.choices_log2)
         self.gate = Gate()
         self.squash = Squash()
+        self.outcomes = Outcomes()
         self.announcer = Announcer()
+        self.currents = Currents()
 
     def _restart_block(self) -> None:
         self.announcer = Announcer()
@@ -321,6 +332,9 @@ class ModelReceiver(ModelBoard):
     def _wipe(self) -> None:
         super()._wipe()
         self._restart_tags()
+
+    def _discard(self) -> None:
+        self.choices.wipe()
 
     def _ledgers(self) -> dict[str, Ledger]:
         return {
@@ -332,9 +346,11 @@ class ModelReceiver(ModelBoard):
             "slotter": self.slotter.ledger if self.slotter else Ledger("slotter"),
             "tracker": self.slotter.tracker.ledger if self.slotter else Ledger("tracker"),
             "blanking": self.blanking.ledger,
+            "choices": self.choices.ledger,
             "gate": self.gate.ledger,
             "squash": self.squash.ledger,
             "announcer": self.announcer.ledger,
+            "currents": self.currents.ledger,
             "resolver": self.resolver.ledger,
             "receiver_tally": self.tally.ledger,
         }
@@ -362,6 +378,11 @@ class ModelReceiver(ModelBoard):
             }
             if name in shown:
                 return shown[name]
+        if name == "choices_next_slot":
+            self._configure()
+            return self.choices.next_slot
+        if name == "current_alarms":
+            return self.currents.alarms
         front = ("inputs", "merge_held", "rate_alarm", "tag_fifo_held")
         absent = name in front or name.removeprefix("rate_").isdecimal()
         return 0 if absent else super()._status(name)
@@ -370,8 +391,16 @@ class ModelReceiver(ModelBoard):
         if name == "tag_path_reset":
             self._restart_tags()
         elif name == "histogram_command":
-            self.histogram.key_mode = self.values["mode"] == Mode.KEY
-            bins = self.histogram.dump()
+            memories: dict[int, CountMemory] = {
+                HistogramCommand.PHASES: self.histogram,
+                HistogramCommand.GAPS: self.gaps,
+                HistogramCommand.OUTCOMES: self.outcomes,
+            }
+            memory = memories.get(value)
+            bins = None
+            if memory is not None:
+                memory.key_mode = self.values["mode"] == Mode.KEY
+                bins = memory.dump()
             if bins is None:
                 self.refused = True
             else:
@@ -382,19 +411,29 @@ class ModelReceiver(ModelBoard):
     def _configure(self) -> None:
         values = self.values
         self.histogram.shift = values["histogram_shift"]
-        self.blanking.slots = values["blanking_slots"]
+        self.blanking.slots = tuple(values[f"blanking_slots_{c}"] for c in range(CHANNELS))
+        self.choices.active = values["receiver_kind"] == ReceiverKind.ACTIVE
+        self.choices.first_choice = values["choices_first_slot"]
+        limits = [values[f"current_limits_{c}"] for c in range(CHANNELS)]
+        self.currents.limits = tuple((one & 0xFFFF, one >> 16) for one in limits)
         self.squash.discard_cross = bool(values["squash_discard_cross"])
         self.gate.windows = tuple(
             Window.from_register(values[f"gate_{channel}_{window}"])
             for channel in range(CHANNELS)
             for window in range(GATE_WINDOWS)
         )
+        self.gaps.windows = self.gate.windows
+        self.gaps.shift = self.outcomes.shift = values["gap_shift"]
         self.announcer.first_slot = values["block_first_slot"]
         self.announcer.last_slot = values["block_last_slot"]
         self.memory.on_host = bool(values["block_on_host"])
 
     def run(self) -> None:
         self._configure()
+        takes = self.state is BlockState.OPEN or self.values["mode"] == Mode.INSTRUMENT
+        if takes and self.choices.active:
+            self.choices.feed(self._take("basis_choices"))
+        self.currents.process(self._take("currents"))
         tags = self._take("tags")
         if len(tags):
             if self.slotter is None:
@@ -411,7 +450,8 @@ class ModelReceiver(ModelBoard):
                 self._give("raw", self.t2_encoder.process(tags))
             slot_tags = self.slotter.process(tags)
             self.histogram.process(slot_tags)
-            gated = self.gate.process(self.blanking.process(slot_tags))
+            self.gaps.process(slot_tags)
+            gated = self.gate.process(self.choices.process(self.blanking.process(slot_tags)))
             if self.values["mode"] == Mode.INSTRUMENT:
                 self._give("gated", gated)
             else:
@@ -427,6 +467,7 @@ class ModelReceiver(ModelBoard):
     def _detect(self, gated: Structured) -> None:
         coins = self._take("coins")
         detections, used = self.squash.process(gated, coins)
+        self.outcomes.process(*self.squash.groups)
         if used < len(coins):
             self._return("coins", coins[used:])
         is_open = self.state is BlockState.OPEN

@@ -4,6 +4,7 @@
 import cocotb
 import numpy as np
 import pytest
+from cocotb.triggers import ClockCycles, FallingEdge, ReadOnly
 
 import bench
 from bench import Sink, Source, generator, ledger, settle, structured, words
@@ -25,17 +26,26 @@ def traffic(rng: np.random.Generator, count: int, start: int, spread: int) -> St
     return tags
 
 
+def set_slots(dut, slots: tuple[int, ...]) -> None:
+    dut.slots.value = sum(value << (16 * channel) for channel, value in enumerate(slots))
+
+
 @cocotb.test()
-@cocotb.parametrize(slots=[0, 1, 5, 65535], shares=[(1.0, 1.0), (0.5, 0.7), (0.9, 0.3)])
+@cocotb.parametrize(
+    slots=[(0,) * 8, (1,) * 8, (5, 0, 3, 9, 1, 5, 2, 7), (65535, 1, 40000, 0, 9, 65534, 3, 3)],
+    shares=[(1.0, 1.0), (0.5, 0.7), (0.9, 0.3)],
+)
 async def bench_random(dut, slots, shares):
     rng = generator("blanking", slots, shares)
-    dut.slots.value = slots
+    set_slots(dut, slots)
     await bench.start(dut)
+    await ClockCycles(dut.clk, 16)
+    await FallingEdge(dut.clk)
     source, sink = Source(dut, "i", shares[0]), Sink(dut, "o", shares[1])
     twin = Blanking(slots)
     expected = []
     for start in (0, (1 << 48) - 1000):
-        tags = traffic(rng, 400, start, 8 if slots < 100 else 40_000)
+        tags = traffic(rng, 400, start, 8 if max(slots) < 100 else 40_000)
         await source.send(words(SLOT_TAG, tags))
         expected += list(twin.process(tags))
         await settle(dut, sink)
@@ -50,13 +60,14 @@ async def bench_random(dut, slots, shares):
 @cocotb.test()
 async def bench_reset_in_mid_frame(dut):
     rng = generator("blanking reset")
-    dut.slots.value = 3
+    slots = (3, 0, 7, 1, 1, 2, 3, 4)
+    set_slots(dut, slots)
     await bench.start(dut)
     source, sink = Source(dut, "i"), Sink(dut, "o", 0.5)
     await source.send(words(SLOT_TAG, traffic(rng, 50, 100, 3)))
     await bench.reset(dut)
     sink.received.clear()
-    twin = Blanking(3)
+    twin = Blanking(slots)
     tags = traffic(rng, 200, 100, 3)
     await source.send(words(SLOT_TAG, tags))
     await settle(dut, sink)
@@ -65,8 +76,62 @@ async def bench_reset_in_mid_frame(dut):
     assert ledger(dut, "blanking") == twin.ledger.live
 
 
+@cocotb.test()
+async def bench_full_rate(dut):
+    """A record each clock, without a pause, whatever is dropped."""
+    slots = (1, 2, 3, 4, 5, 6, 7, 8)
+    set_slots(dut, slots)
+    await bench.start(dut)
+    dut.o__ready.value = 1
+    await ClockCycles(dut.clk, 16)
+    await FallingEdge(dut.clk)
+    tags = traffic(generator("blanking rate"), 300, 5, 8)
+    got = []
+    for payload in [*words(SLOT_TAG, tags), *[None] * 8]:
+        dut.i__valid.value = int(payload is not None)
+        dut.i__payload.value = payload or 0
+        await ReadOnly()
+        assert dut.i__ready.value == 1
+        if dut.o__valid.value:
+            got.append(int(dut.o__payload.value))
+        await FallingEdge(dut.clk)
+    assert np.array_equal(structured(SLOT_TAG, got), Blanking(slots).process(tags))
+
+
 @pytest.mark.parametrize("simulator", bench.simulators())
 def test_blanking(simulator):
     from keyrail_gateware.blanking import Blanking as Gateware
 
     bench.run(Gateware(), simulator, "test_blanking")
+
+
+def by_rule(tags: Structured, slots: tuple[int, ...]) -> list[tuple]:
+    """The protocol's words: live again since its own last raw click, each detector by itself."""
+    last: dict[int, list[int]] = {channel: [] for channel in range(8)}
+    passed = []
+    for tag in tags.tolist():
+        slot, channel, kind, _ = tag
+        dead = any(
+            former < slot <= former + slots[detector]
+            for detector, clicks in last.items()
+            for former in clicks
+        )
+        if kind != TagKind.CLICK or not dead:
+            passed.append(tag)
+        if kind == TagKind.CLICK:
+            last[channel].append(slot)
+        if kind == TagKind.LOSS:
+            for clicks in last.values():
+                clicks.append(slot)
+    return passed
+
+
+@pytest.mark.parametrize("slots", [(1,) * 8, (5, 0, 3, 9, 1, 5, 2, 7), (0,) * 8])
+def test_twin_follows_the_rule(slots):
+    rng = generator("blanking rule", slots)
+    tags = traffic(rng, 2000, 0, 8)
+    twin = Blanking(slots)
+    got = []
+    for part in np.split(tags, np.sort(rng.integers(0, len(tags), 60))):
+        got += twin.process(part).tolist()
+    assert got == by_rule(tags, slots)

@@ -8,20 +8,20 @@ from cocotb.triggers import FallingEdge, ReadOnly
 
 import bench
 from bench import Sink, Source, generator, ledger, settle, structured, words
-from keyrail.contract import GATED_TAG, PHASE_BITS, SLOT_TAG, TagKind
+from keyrail.contract import CHOSEN_TAG, GATED_TAG, PHASE_BITS, TagKind
 from keyrail.layouts import Structured, zeros
 from keyrail_sim.models.gate import Gate, Window
 
 KINDS = (TagKind.CLICK, TagKind.TIME, TagKind.FRAME, TagKind.LOSS)
 TOP = (1 << PHASE_BITS) - 1
-WINDOW_BITS = 43
+WINDOW_BITS = 46
 
 
 def random_windows(rng: np.random.Generator) -> list[Window]:
     """Windows that overlap, wrap, touch the ends, are empty, or are closed."""
     edges = np.concatenate([[0, 1, TOP - 1, TOP], rng.integers(0, 1 << PHASE_BITS, 4)])
     return [
-        Window(*(int(edge) for edge in rng.choice(edges, 2)), *rng.integers(0, 2, 3).tolist())
+        Window(*(int(edge) for edge in rng.choice(edges, 2)), *rng.integers(0, 2, 6).tolist())
         for _ in range(16)
     ]
 
@@ -33,11 +33,12 @@ def set_windows(dut, windows: list[Window]) -> None:
 
 
 def traffic(rng: np.random.Generator, count: int, windows: list[Window]) -> Structured:
-    """Slot tags whose phases lie on the windows' edges, beside them, and anywhere."""
-    tags = zeros(SLOT_TAG, count)
+    """Chosen tags whose phases lie on the windows' edges, beside them, and anywhere."""
+    tags = zeros(CHOSEN_TAG, count)
     tags["slot"] = rng.integers(0, 1 << 48, count)
     tags["kind"] = rng.choice(KINDS, count, p=(0.85, 0.05, 0.05, 0.05))
     tags["channel"] = rng.integers(0, 8, count) * (tags["kind"] == TagKind.CLICK)
+    tags["choice"] = rng.integers(0, 2, count) * (tags["kind"] == TagKind.CLICK)
     edges = np.array([window[:2] for window in windows]).reshape(8, -1)
     beside = edges[tags["channel"], rng.integers(0, 4, count)] + rng.integers(-1, 2, count)
     anywhere = rng.integers(0, 1 << PHASE_BITS, count)
@@ -68,7 +69,7 @@ async def bench_random(dut, shares):
         for count in (100, 300):
             tags = traffic(rng, count, windows)
             tags["channel"][rng.random(count) < 0.02] |= 8
-            await source.send(words(SLOT_TAG, tags))
+            await source.send(words(CHOSEN_TAG, tags))
             await settle(dut, sink)
             expected.append(twin.process(tags))
         got = structured(GATED_TAG, sink.received)
@@ -81,14 +82,14 @@ async def bench_random(dut, shares):
 @cocotb.test()
 async def bench_full_rate(dut):
     rng = generator("gate rate")
-    windows = [Window(0, 600_000, 1, n >> 1 & 1, n & 1) for n in range(16)]
+    windows = [Window(0, 600_000, 1, n >> 1 & 1, n & 1, n & 1, n & 1, 1) for n in range(16)]
     set_windows(dut, windows)
     await bench.start(dut)
     dut.o__ready.value = 1
     dut.i__valid.value = 1
     tags = traffic(rng, 300, windows)
     got = []
-    for payload in [*words(SLOT_TAG, tags), None]:
+    for payload in [*words(CHOSEN_TAG, tags), *[None] * 6]:
         dut.i__valid.value = int(payload is not None)
         dut.i__payload.value = payload or 0
         await ReadOnly()
@@ -106,12 +107,12 @@ async def bench_reset_in_mid_frame(dut):
     set_windows(dut, windows)
     await bench.start(dut)
     source, sink = Source(dut, "i"), Sink(dut, "o", 0.5)
-    await source.send(words(SLOT_TAG, traffic(rng, 50, windows)))
+    await source.send(words(CHOSEN_TAG, traffic(rng, 50, windows)))
     await bench.reset(dut)
     sink.received.clear()
     twin = Gate(windows)
     tags = traffic(rng, 200, windows)
-    await source.send(words(SLOT_TAG, tags))
+    await source.send(words(CHOSEN_TAG, tags))
     await settle(dut, sink)
     assert np.array_equal(structured(GATED_TAG, sink.received), twin.process(tags))
     check(dut, twin)
@@ -127,8 +128,8 @@ def test_gate(simulator):
 def accepts(window: Window, phase: int) -> bool:
     """The window's rule, spelt out: walk from start until stop."""
     if window.start <= window.stop:
-        return bool(window.enable) and phase in range(window.start, window.stop)
-    return bool(window.enable) and phase not in range(window.stop, window.start)
+        return phase in range(window.start, window.stop)
+    return phase not in range(window.stop, window.start)
 
 
 def test_twin_follows_the_rule():
@@ -136,14 +137,15 @@ def test_twin_follows_the_rule():
     windows = random_windows(rng)
     tags = traffic(rng, 3000, windows)
     expected = []
-    for slot, channel, kind, phase in tags.tolist():
+    for slot, channel, kind, phase, choice in tags.tolist():
         if kind != TagKind.CLICK:
             expected.append((slot, channel, kind, 0, 0, 0, phase))
             continue
         for number in (0, 1):
             window = windows[2 * channel + number]
-            if accepts(window, phase):
-                expected.append((slot, channel, kind, window.basis, window.bit, number, phase))
+            enable, basis, bit = window[5:] if choice else window[2:5]
+            if enable and accepts(window, phase):
+                expected.append((slot, channel, kind, basis, bit, number, phase))
                 break
     assert Gate(windows).process(tags).tolist() == expected
 

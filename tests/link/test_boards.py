@@ -12,6 +12,7 @@ from keyrail.contract import (
     ANNOUNCEMENT,
     BASIS,
     COIN,
+    CURRENT_SAMPLE,
     DETECTION,
     KEY_WORD,
     LEDGERS,
@@ -19,9 +20,11 @@ from keyrail.contract import (
     REPLY,
     STATE_WORD,
     TOEPLITZ_WORD,
+    Basis,
     BlockCommand,
     BlockState,
     Direction,
+    HistogramCommand,
     Mode,
     Randomness,
     ToeplitzCommand,
@@ -31,9 +34,11 @@ from keyrail.distil.toeplitz import Geometry, seed_bits, toeplitz_hash
 from keyrail.errors import ContractMismatch, SettingError
 from keyrail.layouts import dtype, zeros
 from keyrail.link import memory_pair
+from keyrail.messages import ProtocolError
+from keyrail.randomness import TestRandom
 from keyrail.source import state_words
 from keyrail.state_copy import StateCopy
-from keyrail.station import Station
+from keyrail.station import ReceiverStation, Station, announced_slots
 from keyrail_sim.models.announcer import Announcer
 from keyrail_sim.models.generator import Generator
 
@@ -74,7 +79,7 @@ def clicks(seed: int, slots: int = SLOTS, share: float = 0.2):
 
 def set_up(board: Board, origin: int = 777) -> None:
     tag_path.set_slots(board, PERIOD, origin)
-    board.write("blanking_slots", 1)
+    tag_path.set_blanking(board, 1)
     gates = dict.fromkeys(range(4), (4800, 5200))
     tag_path.set_gates(board, gates, tag_path.OUTCOMES)
 
@@ -191,14 +196,124 @@ def test_instrument_mode_gives_the_same_bytes_on_gateware_and_twin():
             times, channels = clicks(3)
             bob.send("tags", tag_path.tag_records(times, channels, int(times[-1]) + 1))
             bob.run()
-            bob.write("histogram_command", 1)
-            bob.run()
-            seen.append(collect(bob))
-            dropped = tag_path.check_ledgers(bob, tag_path.CHAIN[:3])
+            histograms = []
+            for command in HistogramCommand:
+                bob.write("histogram_command", command)
+                bob.run()
+                histograms.append(bob.receive("histogram"))
+            assert [len(one) for one in histograms] == [8 * 1024, 8 * 2 * 64, 4 * 64]
+            # The squash is at rest in instrument mode; every channel but its first click counts.
+            assert histograms[1]["count"].sum() == len(times) - 4
+            seen.append(collect(bob) | {"histogram": np.concatenate(histograms).tobytes()})
+            dropped = tag_path.check_ledgers(bob, tag_path.INSTRUMENT_CHAIN)
             assert sum(dropped.values()) + bob.ledger("gate")["out"] == len(times)
     assert seen[0] == seen[1]
     assert len(seen[0]["gated"]) > 0
-    assert len(seen[0]["histogram"]) == 8 * 1024 * 4
+
+
+def active_block(kind: str, on_slots: int) -> dict[str, object]:
+    """A block of an active receiver whose basis choices last for some of its slots."""
+    choices = np.random.default_rng(21).integers(0, 2, on_slots).astype(np.uint8)
+    seen: dict[str, object] = {}
+    with keyrail.open(f"{kind}:bob") as bob:
+        bob.write("mode", Mode.KEY)
+        bob.run()
+        set_up(bob)
+        gates = dict.fromkeys(range(2), (4800, 5200))
+        zero, one = {0: (Basis.Z, 0), 1: (Basis.Z, 1)}, {0: (Basis.X, 0), 1: (Basis.X, 1)}
+        tag_path.set_gates(bob, gates, zero, one)
+        bob.write("block_last_slot", SLOTS)
+        times, channels = clicks(6)
+        tags = tag_path.tag_records(times, channels, int(times[-1]) + 10 * PERIOD_PS)
+        # Before the block is open no choice is taken.
+        bob.send("basis_choices", tag_path.choice_words(choices))
+        bob.run()
+        assert bob.pending("basis_choices") == on_slots // 64
+        bob.write("block_command", BlockCommand.OPEN)
+        bob.run()
+        assert bob.read("choices_next_slot") == on_slots
+        bob.send("coins", coins(1, 2_000))
+        bob.send("tags", tags)
+        bob.run()
+        tag_path.check_ledgers(bob, tag_path.CHAIN)
+        announcements = bob.receive("announcements")
+        bob.write("block_command", BlockCommand.CLOSE)
+        bob.run()
+        bob.write("block_command", BlockCommand.BASES)
+        bob.run()
+        bases = bob.receive("bases")["basis"]
+        slots = announced_slots(announcements, 0)
+        # Each detection's basis is the choice that was made for its slot; no choice, no detection.
+        assert np.array_equal(bases, choices[slots])
+        assert 100 < len(slots) == bob.read("block_count")
+        assert slots.max() < on_slots
+        seen["ledgers"] = {block: bob.ledger(block) for block in tag_path.CHAIN}
+        seen["announcements"], seen["bases"] = announcements.tobytes(), bases.tobytes()
+        bob.write("block_command", BlockCommand.DISCARD)
+        bob.run()
+        assert bob.read("choices_next_slot") == 0
+    return seen
+
+
+def test_active_receiver_gives_the_same_bytes_on_gateware_and_twin():
+    seen = active_block("sim", 1_920)
+    assert seen == active_block("sim-model", 1_920)
+    assert seen["ledgers"]["choices"]["dry"] > 0
+
+
+def test_currents_outside_their_limits_raise_alarms(kind):
+    rng = np.random.default_rng(4)
+    with keyrail.open(f"{kind}:bob") as bob:
+        bob.write("current_limits_2", low=100, high=900)
+        bob.write("current_limits_5", low=0, high=65_000)
+        samples = zeros(CURRENT_SAMPLE, 300)
+        samples["channel"] = rng.choice([2, 5, 9], 300)
+        samples["sample"] = np.where(samples["channel"] == 2, rng.integers(0, 1_200, 300), 64_999)
+        bob.send("currents", samples)
+        bob.run()
+        counts = bob.ledger("currents")
+        ours = samples["sample"][samples["channel"] == 2]
+        assert counts["in"] == 300
+        assert counts["low"] == (ours < 100).sum() > 0
+        assert counts["high"] == (ours > 900).sum() > 0
+        assert counts["bad_channel"] == (samples["channel"] == 9).sum()
+        assert bob.read("current_alarms") == 1 << 2
+        station = ReceiverStation(bob, memory_pair()[0], TestRandom(1, "coins"))
+        with pytest.raises(ProtocolError, match="currents of channel 2"):
+            station.announce_close()
+        bob.write("tag_path_reset", 1)
+        bob.run()
+        assert bob.read("current_alarms") == 0
+
+
+@pytest.mark.parametrize("together", [8, 1], ids=["8 channels at once", "1 click a slot"])
+def test_a_tag_a_clock_from_slotter_to_squash(together):
+    """100 Mtags/s at 100 MHz, every channel hit at the same time; no clock is lost."""
+    slots = 16_000 // together
+    begins = np.repeat(np.arange(slots), together) * (PERIOD / (1 << PERIOD_FRACTION_BITS))
+    times = (777 + begins + 5_000).astype(np.int64)
+    channels = (np.arange(len(times)) % 8).astype(np.uint8)
+    with keyrail.open("sim:bob") as bob:
+        bob.write("mode", Mode.KEY)
+        bob.run()
+        set_up(bob)
+        tag_path.set_blanking(bob, 0)
+        outcomes = {channel: (Basis(channel >> 1 & 1), channel & 1) for channel in range(8)}
+        tag_path.set_gates(bob, dict.fromkeys(range(8), (4800, 5200)), outcomes)
+        bob.write("block_last_slot", slots)
+        bob.write("block_command", BlockCommand.OPEN)
+        bob.run()
+        bob.send("coins", coins(1, slots + 100))
+        tags = tag_path.tag_records(times, channels, int(times[-1]) + PERIOD_PS)
+        began = bob.cycles
+        bob.send("tags", tags)
+        bob.run()
+        # The board has come to rest when nothing has moved for 256 clocks.
+        assert bob.cycles - began <= len(tags) + 256 + 64
+        tag_path.check_ledgers(bob, tag_path.CHAIN)
+        assert bob.ledger("squash")["in"] == len(times)
+        assert bob.ledger("announcer")["out"] == slots
+        assert bob.ledger("squash")["cross_clicks"] == (slots if together == 8 else 0)
 
 
 def test_identity(kind):
@@ -235,7 +350,7 @@ def test_wrong_use_is_refused(kind):
         with pytest.raises(BoardError, match="read-only"):
             bob.write("magic", 0)
         with pytest.raises(SettingError, match="0 to 65535"):
-            bob.write("blanking_slots", 65536)
+            bob.write("blanking_slots_0", 65536)
         with pytest.raises(SettingError, match="one of the fields"):
             bob.write("gate_0_0", stat=1)
         with pytest.raises(BoardError, match="no stream 'states'"):
@@ -269,7 +384,7 @@ def test_commands_out_of_turn_are_refused(kind):
         times, channels = clicks(5)
         bob.send("tags", tag_path.tag_records(times[:500], channels[:500], int(times[500])))
         bob.run()
-        bob.write("histogram_command", 1)
+        bob.write("histogram_command", HistogramCommand.PHASES)
         bob.run()
         assert collect(bob)["gated"] == b""
         assert tag_path.read_histogram(bob) is None

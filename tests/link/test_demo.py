@@ -91,6 +91,7 @@ def _sizes(**changed):
         "toeplitz_output_log2": 17,
         "block_memory_log2": 18,
         "horizon_log2": 17,
+        "choices_log2": 17,
     }
     return SimpleNamespace(**(whole | changed))
 

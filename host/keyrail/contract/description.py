@@ -177,10 +177,20 @@ class Counter:
 
     Each becomes two registers of the station: ``BLOCK_NAME`` counts on, and
     ``BLOCK_NAME_at_frame`` holds what it was when the last frame marker passed.
+
+    Parameters
+    ----------
+    name
+        Lower-case identifier.
+    meaning
+        A sentence for the manual.
+    event
+        True if it has no part in the conservation in = out + dropped + held.
     """
 
     name: str
     meaning: str
+    event: bool = False
 
 
 @dataclass(frozen=True)

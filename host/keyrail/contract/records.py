@@ -41,6 +41,8 @@ T2_OVERFLOW_CHANNEL = 63
 """Channel of the special T2 records that count wraps of the time."""
 T2_OVERFLOW_MAXIMUM = 127
 """Most wraps in one T2 record: a common reader takes larger counts for something else."""
+CHOICES_PER_WORD = 64
+"""Basis choices in one record of the ``basis_choices`` stream."""
 SYNC_WORDS = 64
 """Words of sixteen slots in the published sync pattern."""
 
@@ -151,6 +153,18 @@ LOSS = Record(
 SLOT_TAG = Record(
     "slot_tag", 96, (_SLOT, _CHANNEL, _KIND, _PHASE), "A tag with the slot it fell into."
 )
+CHOSEN_TAG = Record(
+    "chosen_tag",
+    96,
+    (
+        _SLOT,
+        _CHANNEL,
+        _KIND,
+        _PHASE,
+        Field("choice", 1, "Basis choice of the slot; 0 in a passive receiver."),
+    ),
+    "A tag of a slot whose basis choice is known, or a marker.",
+)
 GATED_TAG = Record(
     "gated_tag",
     96,
@@ -225,6 +239,18 @@ RECALLED = Record(
 KEY_WORD = Record(
     "key_word", 64, (Field("bits", 64, "64 bits of the key, the first in bit 0."),), "Cipher key."
 )
+CHOICE_WORD = Record(
+    "choice_word",
+    CHOICES_PER_WORD,
+    (Field("choices", CHOICES_PER_WORD, "Basis choice of slot 64 k + i in bit i."),),
+    "Basis choices of 64 slots in a row, for an active receiver.",
+)
+CURRENT_SAMPLE = Record(
+    "current_sample",
+    80,
+    (_TIME, _CHANNEL, Field("sample", 16, "Sample, in the converter's own unit.")),
+    "A sample of a detector's bias current or photocurrent.",
+)
 RECEIVER_ENTRY = Record(
     "receiver_entry", 8, (_BASIS, _BIT), "What the receiver keeps of a detection until its bases."
 )
@@ -281,6 +307,7 @@ RECORDS: tuple[Record, ...] = (
     T2,
     LOSS,
     SLOT_TAG,
+    CHOSEN_TAG,
     GATED_TAG,
     DETECTION,
     COIN,
@@ -290,6 +317,8 @@ RECORDS: tuple[Record, ...] = (
     MISSED_SLOT,
     RECALLED,
     KEY_WORD,
+    CHOICE_WORD,
+    CURRENT_SAMPLE,
     RECEIVER_ENTRY,
     SENDER_ENTRY,
     BASIS,
@@ -310,8 +339,12 @@ STREAMS: tuple[Stream, ...] = (
     Stream("raw", _OUT, T2, _R, True, "Raw tags as T2 records; instrument mode only."),
     Stream("losses", _OUT, LOSS, _R, True, "Ledger of losses; instrument mode only."),
     Stream("coins", _IN, COIN, _R, True, "The host's random bits for multiple clicks."),
+    Stream(
+        "basis_choices", _IN, CHOICE_WORD, _R, True, "Active receiver: its basis choice by slot."
+    ),
+    Stream("currents", _IN, CURRENT_SAMPLE, _R, True, "Samples of the detectors' currents."),
     Stream("gated", _OUT, GATED_TAG, _R, True, "Accepted tags; instrument mode only."),
-    Stream("histogram", _OUT, HISTOGRAM_BIN, _R, True, "Phase histograms, on command."),
+    Stream("histogram", _OUT, HISTOGRAM_BIN, _R, True, "Histograms, on command."),
     Stream("states", _IN, STATE_WORD, _S, True, "States of the slots, from the first slot up."),
     Stream("missed", _OUT, MISSED_SLOT, _S, False, "Announced slots that have left the ring."),
     Stream("recalled", _IN, RECALLED, _S, True, "The control PC's answers to missed slots."),

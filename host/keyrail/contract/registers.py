@@ -8,6 +8,7 @@ from enum import IntEnum
 from .description import Access, ContractError, Counter, Field, Register, Role
 from .records import (
     CHANNELS,
+    CHOICES_PER_WORD,
     PERIOD_FRACTION_BITS,
     RECIPROCAL_FRACTION_BITS,
     SLOT_BITS,
@@ -33,6 +34,8 @@ TDC_INPUTS = CHANNELS + 2
 """Inputs a time-to-digital converter may have: detectors, then sync and pulse per second."""
 TDC_HITS_LOG2_MAXIMUM = 22
 """A calibration counts up to 2^this edges."""
+GAP_BINS = 64
+"""Bins of a histogram of gaps between clicks, in slots."""
 
 
 class Mode(IntEnum):
@@ -53,6 +56,28 @@ class BoardCode(IntEnum):
     ORANGECRAB_85F = 5
     ORANGECRAB_25F = 6
     CYNTHION = 7
+
+
+class ReceiverKind(IntEnum):
+    """How the receiver chooses its basis."""
+
+    PASSIVE = 0
+    """A beam splitter chooses."""
+    ACTIVE = 1
+    """A random choice for each slot drives a modulator; a slot without one is not used."""
+
+
+class HistogramCommand(IntEnum):
+    """Which histogram to send and clear; in key mode refused below 10^4 clicks."""
+
+    PHASES = 1
+    """Clicks by channel and phase: 8 x 1024 bins."""
+    GAPS = 2
+    """Clicks by channel, inside a gate window or not, and slots since the channel's last click:
+    8 x 2 x 64 bins, those outside a window first."""
+    OUTCOMES = 3
+    """Slots by what clicked in them (one outcome, double click, cross click; the fourth is empty)
+    and slots since the last such slot: 4 x 64 bins."""
 
 
 class BlockCommand(IntEnum):
@@ -222,6 +247,16 @@ LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
             Counter("in", "Clicks that entered."),
             Counter("out", "Clicks that left."),
             Counter("blanked", "Clicks dropped in a blanked slot."),
+            Counter("losses", "Loss markers, each of which opened a blank.", event=True),
+        ),
+    ),
+    "choices": (
+        _RECEIVER,
+        (
+            Counter("in", "Clicks that entered."),
+            Counter("out", "Clicks that left: in slots with a known basis choice."),
+            Counter("dry", "Clicks dropped because no basis choice was there for the slot."),
+            Counter("expired", "Clicks dropped because the slot's basis choice was past."),
         ),
     ),
     "gate": (
@@ -240,8 +275,8 @@ LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
             Counter("merged", "Clicks merged into an earlier one of their slot."),
             Counter("discarded", "Slots given up: cross clicks under the rule that discards them."),
             Counter("coin_dry", "Slots given up because no coin was there."),
-            Counter("double_clicks", "Slots with both bits of one basis."),
-            Counter("cross_clicks", "Slots with clicks in both bases."),
+            Counter("double_clicks", "Slots with both bits of one basis.", event=True),
+            Counter("cross_clicks", "Slots with clicks in both bases.", event=True),
         ),
     ),
     "announcer": (
@@ -251,6 +286,16 @@ LEDGERS: dict[str, tuple[tuple[Role, ...], tuple[Counter, ...]]] = {
             Counter("out", "Detections announced and kept in block memory."),
             Counter("outside_block", "Detections dropped outside the open block."),
             Counter("memory_full", "Detections dropped because block memory was full."),
+        ),
+    ),
+    "currents": (
+        _RECEIVER,
+        (
+            Counter("in", "Samples that came."),
+            Counter("out", "Samples within the limits of their channel."),
+            Counter("low", "Samples below the lower limit: an alarm."),
+            Counter("high", "Samples above the upper limit: an alarm."),
+            Counter("bad_channel", "Samples of a channel that does not exist."),
         ),
     ),
     "source": (
@@ -363,6 +408,8 @@ def _build() -> tuple[Register, ...]:
             Field("toeplitz_output_log2", 8, "Largest Toeplitz output is 2^this bits."),
             Field("block_memory_log2", 8, "Block memory on the board holds 2^this detections."),
             Field("horizon_log2", 8, "Sender: the state memory holds 2^this slots; else 0."),
+            Field("channels", 8, "Receiver: detector channels it is built for; else 0."),
+            Field("choices_log2", 8, "Receiver: basis choices of 2^this slots are kept; else 0."),
         ),
         read,
         "What the gateware was built with.",
@@ -441,7 +488,8 @@ def _build() -> tuple[Register, ...]:
         "tag_path_reset",
         one(1, "Any value."),
         command,
-        "Restart slotter, blanking, gate, squash and announcer, and clear their counters.",
+        "Restart the tag path from slotter to announcer, clear its counters, the histograms, the "
+        "basis choices and the alarms of currents.",
         _RECEIVER,
     )
     add(
@@ -468,13 +516,6 @@ def _build() -> tuple[Register, ...]:
         _RECEIVER,
     )
     add(
-        "blanking_slots",
-        one(16, "Slots."),
-        write,
-        "Slots that stay blanked after each raw click; 0 blanks nothing.",
-        _RECEIVER,
-    )
-    add(
         "squash_discard_cross",
         one(1, "1: discard."),
         write,
@@ -491,9 +532,16 @@ def _build() -> tuple[Register, ...]:
     )
     add(
         "histogram_command",
-        one(1, "Any value."),
+        (_value(2, "Histogram.", codes=HistogramCommand),),
         command,
-        "Send the phase histograms and clear them; refused in key mode below 10^4 clicks.",
+        "Send a histogram and clear it; refused in key mode below 10^4 clicks.",
+        _RECEIVER,
+    )
+    add(
+        "gap_shift",
+        one(4, "Bits."),
+        write,
+        "A bin of the histograms of gaps is 2^this slots wide.",
         _RECEIVER,
     )
     start(0x60)
@@ -504,14 +552,26 @@ def _build() -> tuple[Register, ...]:
                 (
                     Field("start", 20, "First phase accepted.", "ps"),
                     Field("stop", 20, "First phase past the window; below start it wraps.", "ps"),
-                    Field("enable", 1, "1: the window is open."),
-                    Field("basis", 1, "Basis of a click in it."),
-                    Field("bit", 1, "Bit of a click in it."),
+                    Field("enable", 1, "1: the window is open where the basis choice is 0."),
+                    Field("basis", 1, "Basis of a click in it then."),
+                    Field("bit", 1, "Bit of a click in it then."),
+                    Field("enable_1", 1, "1: the window is open where the basis choice is 1."),
+                    Field("basis_1", 1, "Basis of a click in it then."),
+                    Field("bit_1", 1, "Bit of a click in it then."),
                 ),
                 write,
                 f"Gate window {window} of channel {channel}.",
                 _RECEIVER,
             )
+    for channel in range(CHANNELS):
+        add(
+            f"blanking_slots_{channel}",
+            one(16, "Slots."),
+            write,
+            f"Slots that stay blanked after each raw click of channel {channel}: at least its dead "
+            "time; 0 blanks nothing.",
+            _RECEIVER,
+        )
     start(0x90)
     add(
         "states_first_slot",
@@ -736,6 +796,50 @@ def _build() -> tuple[Register, ...]:
         ),
         read,
         "Mean phase error of the last window that was followed.",
+        _RECEIVER,
+    )
+
+    start(0xD0)
+    add(
+        "receiver_kind",
+        (_value(1, "Kind.", codes=ReceiverKind),),
+        write,
+        "Whether basis choices enter the gate table.",
+        _RECEIVER,
+        ReceiverKind.ACTIVE,
+    )
+    add(
+        "choices_first_slot",
+        one(SLOT_BITS, f"Slot number, a multiple of {CHOICES_PER_WORD}."),
+        write,
+        "Slot of the first basis choice fed after the block is opened, or in instrument mode "
+        "after the tag path's restart.",
+        _RECEIVER,
+    )
+    add(
+        "choices_next_slot",
+        one(SLOT_BITS, "Slot."),
+        read,
+        "Slot of the next basis choice fed.",
+        _RECEIVER,
+    )
+    for channel in range(CHANNELS):
+        add(
+            f"current_limits_{channel}",
+            (
+                Field("low", 16, "Least sample without alarm."),
+                Field("high", 16, "Largest sample without alarm."),
+            ),
+            write,
+            f"Limits of the current samples of channel {channel}.",
+            _RECEIVER,
+            0xFFFF_0000,
+        )
+    add(
+        "current_alarms",
+        one(CHANNELS, "A bit a channel."),
+        read,
+        "Channels whose current has left its limits since the tag path's restart.",
         _RECEIVER,
     )
 

@@ -23,10 +23,11 @@ class Window(NamedTuple):
     ----------
     start, stop
         First phase accepted and first phase past the window, ps; stop < start wraps.
-    enable
-        1 if the window is open.
-    basis, bit
-        What a click in it stands for.
+    enable, basis, bit
+        1 if the window is open, and what a click in it stands for, where the basis choice is 0 and
+        in a passive receiver.
+    enable_1, basis_1, bit_1
+        The same where the basis choice is 1.
     """
 
     start: int = 0
@@ -34,6 +35,9 @@ class Window(NamedTuple):
     enable: int = 0
     basis: int = 0
     bit: int = 0
+    enable_1: int = 0
+    basis_1: int = 0
+    bit_1: int = 0
 
     @classmethod
     def from_register(cls, value: int) -> Window:
@@ -77,15 +81,19 @@ class Gate:
         self.ledger = Ledger("gate")
 
     def process(self, tags: Structured) -> Structured:
-        """Turn a chunk of ``slot_tag`` into ``gated_tag`` records."""
+        """Turn a chunk of ``chosen_tag`` into ``gated_tag`` records."""
         click = tags["kind"] == TagKind.CLICK
         exists = tags["channel"] < CHANNELS
         index = np.where(exists, tags["channel"], 0).astype(np.intp) * GATE_WINDOWS
         phase = tags["phase"]
         columns = np.array(self.windows, np.uint32).T
+        # By choice and window: enable, basis, bit.
+        meaning = columns[2:].reshape(2, 3, -1)
+        choice = tags["choice"].astype(np.intp)
         hits = []
         for number in range(GATE_WINDOWS):
-            start, stop, enable = (column[index + number] for column in columns[:3])
+            start, stop = (column[index + number] for column in columns[:2])
+            enable = meaning[choice, 0, index + number]
             after, before = phase >= start, phase < stop
             inside = np.where(stop < start, after | before, after & before)
             hits.append(exists & (enable != 0) & inside)
@@ -97,8 +105,8 @@ class Gate:
         result = zeros(GATED_TAG, int(leaves.sum()))
         for name in ("slot", "channel", "kind", "phase"):
             result[name] = tags[name][leaves]
-        result["basis"] = (columns[3][index] * click)[leaves]
-        result["bit"] = (columns[4][index] * click)[leaves]
+        result["basis"] = (meaning[choice, 1, index] * click)[leaves]
+        result["bit"] = (meaning[choice, 2, index] * click)[leaves]
         result["window"] = window[leaves]
         self.ledger.count(
             np.flatnonzero(tags["kind"] == TagKind.FRAME),

@@ -4,19 +4,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from keyrail.contract import (
-    CHANNELS,
-    HISTOGRAM_BIN,
-    HISTOGRAM_BINS,
-    KEY_MODE_HISTOGRAM_MINIMUM,
-    TagKind,
-)
-from keyrail.layouts import Structured, zeros
+from keyrail.contract import CHANNELS, HISTOGRAM_BIN, HISTOGRAM_BINS, TagKind
+from keyrail.layouts import Structured
+
+from .count_memory import CountMemory
 
 
-class Histogram:
+class Histogram(CountMemory):
     """Count clicks by channel and phase, as the gateware does.
 
     Parameters
@@ -27,6 +22,8 @@ class Histogram:
         True in key mode.
     count_bits
         Width of the bins in memory.
+    channels
+        Channels that are counted.
     """
 
     def __init__(
@@ -34,29 +31,15 @@ class Histogram:
         shift: int = 4,
         key_mode: bool = False,
         count_bits: int = HISTOGRAM_BIN.used_bits,
+        channels: int = CHANNELS,
     ) -> None:
+        super().__init__(CHANNELS * HISTOGRAM_BINS, key_mode, count_bits)
         self.shift = shift
-        self.key_mode = key_mode
-        self._most = (1 << count_bits) - 1
-        self._counts: npt.NDArray[np.int64] = np.zeros(CHANNELS * HISTOGRAM_BINS, np.int64)
+        self._channels = channels
 
     def process(self, tags: Structured) -> Structured:
         """Count a chunk of ``slot_tag`` records and pass it on."""
-        counted = (tags["kind"] == TagKind.CLICK) & (tags["channel"] < CHANNELS)
+        counted = (tags["kind"] == TagKind.CLICK) & (tags["channel"] < self._channels)
         number = np.minimum(tags["phase"][counted] >> self.shift, HISTOGRAM_BINS - 1)
-        place = tags["channel"][counted].astype(np.intp) * HISTOGRAM_BINS + number
-        self._counts += np.bincount(place, minlength=len(self._counts))
+        self.count(tags["channel"][counted].astype(np.intp) * HISTOGRAM_BINS + number)
         return tags
-
-    def dump(self) -> Structured | None:
-        """The 8192 ``histogram_bin`` records, which begin again at zero; None if refused."""
-        if self.key_mode and int(self._counts.sum()) < KEY_MODE_HISTOGRAM_MINIMUM:
-            return None
-        bins = zeros(HISTOGRAM_BIN, len(self._counts))
-        bins["count"] = np.minimum(self._counts, self._most)
-        self.wipe()
-        return bins
-
-    def wipe(self) -> None:
-        """Clear all bins."""
-        self._counts[:] = 0

@@ -10,6 +10,8 @@ from keyrail.layouts import Structured, zeros
 
 from .ledger import Ledger
 
+_NO_GROUPS = (np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, bool))
+
 
 class Squash:
     """Group the clicks of a slot into one detection, bit for bit as the gateware does.
@@ -24,6 +26,8 @@ class Squash:
         self.discard_cross = discard_cross
         self.ledger = Ledger("squash")
         self._pending = zeros(GATED_TAG, 0)
+        self.groups: tuple[np.ndarray, np.ndarray, np.ndarray] = _NO_GROUPS
+        """Slots closed in the last chunk: slot, whether a double and whether a cross click."""
 
     @property
     def held(self) -> int:
@@ -54,6 +58,7 @@ class Squash:
         count = len(tags)
         click = tags["kind"] == TagKind.CLICK
         clicks = np.flatnonzero(click)
+        self.groups = _NO_GROUPS
         if not len(clicks):
             self._count(tags, old)
             return _markers(tags), 0
@@ -97,6 +102,7 @@ class Squash:
         bit[coined] = coins["bit"][turn[coined]]
         basis[coined & cross] = coins["basis"][turn[coined & cross]]
 
+        self.groups = (slot[starts], double, cross)
         leaves = ~discarded & ~dry
         found = zeros(DETECTION, int(leaves.sum()))
         found["slot"] = slot[starts[leaves]]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: CERN-OHL-W-2.0
+"""A stage that keeps the ready signals of a long path apart."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["Skid"]
+
+
+class Skid(wiring.Component):
+    """Pass a stream through two registers, so that ``i.ready`` comes from a flip-flop.
+
+    Latency: 1 clock. Throughput: 1 record a clock.
+
+    Parameters
+    ----------
+    shape
+        Shape of the payload.
+
+    Members
+    -------
+    i, o
+        Streams of `shape`.
+    """
+
+    def __init__(self, shape: object):
+        self._shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        held, full = Signal(self._shape), Signal()  # a record taken while the output waited
+        m.d.comb += self.i.ready.eq(~full)
+        with m.If(~self.o.valid | self.o.ready):
+            m.d.sync += full.eq(0)
+            with m.If(full):
+                m.d.sync += [self.o.payload.eq(held), self.o.valid.eq(1)]
+            with m.Else():
+                m.d.sync += [self.o.payload.eq(self.i.payload), self.o.valid.eq(self.i.valid)]
+        with m.Elif(self.i.valid & ~full):
+            m.d.sync += [held.eq(self.i.payload), full.eq(1)]
+        return m
