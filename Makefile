@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender lock bench clean
+.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -89,6 +89,9 @@ pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toe
 
 pnr-sender: env ## Place and route the sender's station on a 25F, write docs/figures/sender.json.
 	$(RUN)python -m keyrail_boards.sender docs/figures/sender.json
+
+pnr-receiver: env ## Place and route the receiver's tag path, write docs/figures/receiver.json.
+	$(RUN)python -m keyrail_boards.receiver $(DEVICES:%=--device %) docs/figures/receiver.json
 
 figure-toeplitz_explored: env ## Compare variants of the Toeplitz engine, write docs/figures/toeplitz_explored.json.
 	$(RUN)python -m keyrail_boards.toeplitz --explored --jobs $(JOBS) docs/figures/toeplitz_explored.json

@@ -860,6 +860,7 @@ def place_and_route(
     placer: str = "heap",
     device: Device | None = None,
     details: bool = False,
+    router: str | None = None,
     progress: Progress = _quiet,
 ) -> Routed:
     """Place and route a netlist, or find that in the cache.
@@ -879,6 +880,8 @@ def place_and_route(
         and routed for the netlist's own is timed by that one's delays, wire for wire.
     details
         Keep ``routed.sdf`` (every delay, ECP5) too, beside ``routed.json`` (every cell's place).
+    router
+        ``router1`` or ``router2``; nextpnr's own choice if not given.
     progress
         Told of each step.
 
@@ -904,6 +907,7 @@ def place_and_route(
         ).folder
         source, doing = "routed.json", "timing"
         options += ["--no-pack", "--no-place"]
+    options += ["--router", router] if router else []
     folder = _kept("routing", (before.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
         with _filling(folder) as work:

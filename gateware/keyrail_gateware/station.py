@@ -346,12 +346,12 @@ def _flat(payload: object) -> object:
 class Receiver(_Station):
     """The receiver's station: tags to sifted bits.
 
-    Tag path, one record a clock: tag FIFO, slotter with tracker, histogram and gaps (taps), blanking,
-    choices, gate; then the stream ``gated`` in instrument mode, or squash, announcer and block memory in key
-    mode. After the block has closed, block memory is read twice: for the bases, and against the
-    replies (resolver, tally). In instrument mode the tags leave the FIFO as T2 records as well, on
-    the stream ``raw``, where the host asks for it; in key mode that endpoint is closed. Beside it,
-    samples of the detectors' currents are held against their limits.
+    Tag path, one record a clock: tag FIFO, slotter with tracker, histogram and gaps (taps),
+    blanking, choices, gate; then the stream ``gated`` in instrument mode, or squash, announcer and
+    block memory in key mode. After the block has closed, block memory is read twice: for the bases,
+    and against the replies (resolver, tally). In instrument mode the tags leave the FIFO as T2
+    records as well, on the stream ``raw``, where the host asks for it; in key mode that endpoint is
+    closed. Beside it, samples of the detectors' currents are held against their limits.
 
     Parameters
     ----------

@@ -723,7 +723,6 @@ def _build() -> tuple[Register, ...]:
         "What the last calibration that ended with a table found against the one before.",
         _RECEIVER,
     )
-    start(0xD0)
     add(
         "tracker_control",
         (
@@ -799,7 +798,6 @@ def _build() -> tuple[Register, ...]:
         _RECEIVER,
     )
 
-    start(0xD0)
     add(
         "receiver_kind",
         (_value(1, "Kind.", codes=ReceiverKind),),
