@@ -24,7 +24,7 @@ class CountMemory(wiring.Component):
     are not counted meanwhile, and a bin on offer is withdrawn.
 
     Latency: a bin holds an event 4 clocks after it. Throughput: 1 event a clock, any bins; dump:
-    1 bin in 4 clocks.
+    1 bin in 3 clocks.
 
     Parameters
     ----------
@@ -170,9 +170,10 @@ class CountMemory(wiring.Component):
                 with m.If(self.wipe):
                     m.next = "IDLE"
             with m.State("OFFERED"):
+                # The next bin is being read meanwhile.
                 with m.If(self.bins.ready):
                     m.d.sync += self.bins.valid.eq(0)
-                    m.next = "READ"
+                    m.next = "FETCHED"
                     with m.If(dump_address == 0):
                         m.next = "IDLE"
                 with m.If(self.wipe):

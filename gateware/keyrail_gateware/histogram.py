@@ -27,7 +27,7 @@ class Histogram(wiring.Component):
     withdrawn.
 
     Latency: 1 clock for the records; a bin is readable 7 clocks after its click. Throughput: 1
-    record a clock, any bins; dump: 1 bin in 4 clocks.
+    record a clock, any bins; dump: 1 bin in 3 clocks.
 
     Parameters
     ----------

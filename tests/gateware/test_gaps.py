@@ -4,7 +4,7 @@
 import cocotb
 import numpy as np
 import pytest
-from cocotb.triggers import FallingEdge
+from cocotb.triggers import ClockCycles, FallingEdge
 
 import bench
 from bench import Sink, generator, structured, until, words
@@ -60,7 +60,7 @@ async def pulse(dut, name: str) -> bool:
 
 
 @cocotb.test()
-@cocotb.parametrize(shift=[0, 3, 15])
+@cocotb.parametrize(shift=[0, 15])
 async def bench_random(dut, shift):
     """A click and a slot each clock; a dump while they come, whose last clicks still count."""
     rng = generator("gaps", shift)
@@ -104,8 +104,8 @@ async def bench_key_mode_and_wipe(dut):
     (click,) = words(SLOT_TAG, tags)
     dut.valid.value, dut.tag.value, dut.group.value = 1, click, 1 << 50
     # The first has no gap; the last comes in the clock of the command.
-    for _ in range(KEY_MODE_HISTOGRAM_MINIMUM - 1):
-        await FallingEdge(dut.clk)
+    await ClockCycles(dut.clk, KEY_MODE_HISTOGRAM_MINIMUM - 1)
+    await FallingEdge(dut.clk)
     assert not await pulse(dut, "dump")
     dut.valid.value, dut.group.value = 1, 1 << 50
     await FallingEdge(dut.clk)
