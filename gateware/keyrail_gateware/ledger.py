@@ -58,10 +58,12 @@ class Ledger(wiring.Component):
                 "counts": Out(Counts(block)),
             }
         )
+        self.due = Signal(data.StructLayout(dict.fromkeys(self._names, 4)))
+        """Amounts given in the clock before, for proofs: counted in the next."""
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        step, frame = Signal.like(self.step), Signal.like(self.frame)
+        step, frame = self.due, Signal.like(self.frame)
         m.d.sync += [step.eq(self.step), frame.eq(self.frame)]
         for name in self._names:
             live = self.counts.live[name]

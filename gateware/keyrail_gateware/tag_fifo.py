@@ -211,18 +211,22 @@ class TagFifo(wiring.Component):
             m.d.sync += [register.eq(0) for register in (horizon, latest, begin, missed)]
 
         if platform == "formal":
-            self._properties(m, fifo, kept, sweeping, begin_due, losing, latest, begin, missed)
+            due = ledger.due
+            self._properties(m, due, fifo, kept, sweeping, begin_due, losing, latest, begin, missed)
         return m
 
     def _properties(
-        self, m, fifo, kept, sweeping, begin_due, losing, latest, begin, missed
+        self, m, due, fifo, kept, sweeping, begin_due, losing, latest, begin, missed
     ) -> None:
         """What is proven of it, for an input in time order and any traffic otherwise.
 
         The FIFO itself is Amaranth's, with invariants of its own. Counters are compared modulo
         2^12, further than one clock can take them.
         """
-        live, time = self.counts.live, self.i.payload.time
+        # Counters are a clock behind: with what they are about to count.
+        live = ((name, self.counts.live[name]) for name in self.counts.live.shape().members)
+        counted = {name: count + due[name] for name, count in live}
+        time = self.i.payload.time
         written, read = Signal(COUNTED), Signal(COUNTED)
         stored, closed, begins, ends = (Signal(COUNTED) for _ in range(4))
         former = Signal(TIME_BITS)  # time of the record written last
@@ -261,14 +265,14 @@ class TagFifo(wiring.Component):
             Assert(~kept.w_en | kept.w_rdy),
             Assert((written - read)[:COUNTED] == fifo.level),
             # The ledgers: every click is stored or missed, every miss in a record of a loss.
-            Assert(live["in"][:COUNTED] == (stored + live.missed)[:COUNTED]),
+            Assert(counted["in"][:COUNTED] == (stored + counted["missed"])[:COUNTED]),
             Assert(
-                (live.missed + live.refused)[:COUNTED]
+                (counted["missed"] + counted["refused"])[:COUNTED]
                 == (closed + Mux(losing, missed, 0))[:COUNTED]
             ),
             # Each loss has its two markers, in turn, and one record.
             Assert(begins == (ends + (losing & ~begin_due))[:COUNTED]),
-            Assert(live.losses[:COUNTED] == ends),
+            Assert(counted["losses"][:COUNTED] == ends),
             # The stream is in time order.
             Assert(former <= latest),
             Assert(~begin_due | (losing & (begin == latest))),
