@@ -43,7 +43,7 @@ UDEV_FILE = "70-keyrail.rules"
 UDEV_FOLDER = Path("/etc/udev/rules.d")
 _IN_VENDOR, _OUT_VENDOR = 0xC0, 0x40  # bmRequestType: vendor, to the device
 _PLACE = {register.name: register.offset for register in REGISTERS}
-_IDENTITY_WORDS = 10  # magic to serial; their places stay the same in every contract
+_IDENTITY_WORDS = _PLACE["serial"] + 2  # magic to serial
 
 
 class UsbError(BoardError):
