@@ -147,6 +147,19 @@ def connect(path: str | Path) -> sqlite3.Connection:
     return connection
 
 
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing: whatever is raised inside, the file stays as it was."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
 def create_private(path: Path, what: str) -> None:
     """Create an empty file of mode 0600; PoolError if it exists or cannot be made."""
     try:
@@ -306,12 +319,9 @@ class Pool:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
+            with transaction(self._db):
+                yield
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             raise PoolError(f"{self.path}: {_database_error(error)}") from None
 
     def close(self) -> None:

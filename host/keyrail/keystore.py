@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keyrail.authentication import check_private, connect, create_private
+from keyrail.authentication import check_private, connect, create_private, transaction
 from keyrail.contract import Role
 from keyrail.errors import KeyrailError
 
@@ -65,12 +65,9 @@ class Keystore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
+            with transaction(self._db):
+                yield
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             raise KeystoreError(f"{self.path}: {error}") from None
 
     def close(self) -> None:

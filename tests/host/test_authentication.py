@@ -243,3 +243,18 @@ def test_nothing_secret_in_text(paths):
     assert pool.live_key.hex() not in text
     assert repr(pool.polynomial_key(Role.SENDER)) not in text
     pool.close()
+
+
+def test_a_refill_that_fails_leaves_the_pool_as_it_was(paths):
+    pool = Pool(paths[Role.SENDER], Role.SENDER)
+    before = dict(pool.counters)
+    with pytest.raises(ValueError, match="no whole number of pads"):
+        pool.refill({Role.SENDER: bytes(PAD_BYTES), Role.RECEIVER: bytes(PAD_BYTES - 1)})
+    assert dict(pool.counters) == before
+    # Nothing of it stays behind in the file, and the pool goes on.
+    pool.refill({Role.SENDER: bytes(PAD_BYTES)})
+    assert pool.counters[Role.SENDER].end == before[Role.SENDER].end + 1
+    pool.close()
+    again = Pool(paths[Role.SENDER], Role.SENDER)
+    assert again.counters[Role.RECEIVER] == before[Role.RECEIVER]
+    again.close()
