@@ -795,9 +795,13 @@ def parse_report(
     return round(min(clocks), 2), counts, {name: count for name, count in used.items() if count}
 
 
-def _options(device: Device, seed: int, frequency: float, placer: str) -> list[str]:
+def _options(
+    device: Device, seed: int, frequency: float, placer: str, router: str | None
+) -> list[str]:
     options = [*device.arguments, "--seed", str(seed), "--freq", str(frequency)]
     options += ["--timing-allow-fail", "--placer", placer]
+    # nextpnr keeps its router's name in the placed design, and heeds that when it routes.
+    options += ["--router", router] if router else []
     options += ["--lpf-allow-unconstrained"] if device.family == "ecp5" else []
     return options
 
@@ -818,13 +822,14 @@ def place(
     seed: int = 1,
     frequency: float = 200.0,
     placer: str = "heap",
+    router: str | None = None,
     progress: Progress = _quiet,
 ) -> Path:
     """Place a netlist, or find that in the cache.
 
     Parameters
     ----------
-    netlist, seed, frequency, placer, progress
+    netlist, seed, frequency, placer, router, progress
         As of `place_and_route`.
 
     Returns
@@ -841,7 +846,7 @@ def place(
     """
     device = netlist.device
     require_tools(device.nextpnr)
-    options = _options(device, seed, frequency, placer)
+    options = _options(device, seed, frequency, placer, router)
     folder = _kept("placement", (netlist.folder.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
         with _filling(folder) as work, _step(progress, f"placing on {device.name}, seed {seed}"):
@@ -893,21 +898,32 @@ def place_and_route(
         If it fails; so it does if the design does not fit.
     """
     device = device or netlist.device
-    options = _options(device, seed, frequency, placer)
+    options = _options(device, seed, frequency, placer, router)
     if details:
         before, source, doing = netlist.folder, "netlist.json", "place and route"
         options += ["--sdf", "routed.sdf"]
     elif device == netlist.device:
-        before = place(netlist, seed=seed, frequency=frequency, placer=placer, progress=progress)
+        before = place(
+            netlist,
+            seed=seed,
+            frequency=frequency,
+            placer=placer,
+            router=router,
+            progress=progress,
+        )
         source, doing = "placed.json", "routing"
         options += ["--no-pack", "--no-place"]
     else:
         before = place_and_route(
-            netlist, seed=seed, frequency=frequency, placer=placer, progress=progress
+            netlist,
+            seed=seed,
+            frequency=frequency,
+            placer=placer,
+            router=router,
+            progress=progress,
         ).folder
         source, doing = "routed.json", "timing"
         options += ["--no-pack", "--no-place"]
-    options += ["--router", router] if router else []
     folder = _kept("routing", (before.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
         with _filling(folder) as work:
