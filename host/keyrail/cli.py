@@ -488,6 +488,7 @@ def toeplitz(
     """
     from keyrail.errors import SettingError
     from keyrail_boards import toeplitz as engines
+    from keyrail_boards.figure import document
     from keyrail_boards.place_and_route import device_named, require_tools
 
     part = device_named(device)
@@ -532,7 +533,7 @@ def toeplitz(
             variant = ", ".join(f"{key} {result[key]}" for key in ("width", "smallest", "splits"))
             click.echo(f"{variant}: {result['error']}", err=True)
     command = "keyrail build toeplitz"
-    _write(json_file, "--json", json.dumps(engines.document(command, results), indent=2))
+    _write(json_file, "--json", json.dumps(document(command, results), indent=2))
 
 
 _ENGINE_COLUMNS = {

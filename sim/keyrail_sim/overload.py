@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import subprocess
-import tempfile
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -22,8 +21,7 @@ from keyrail.cache import cache_directory
 from keyrail.contract import PERIOD_FRACTION_BITS, TAG, TIME_RECORD_LOG2_PS, Role, TagKind
 from keyrail.errors import KeyrailError, MissingExtra
 from keyrail.layouts import Structured, zeros
-from keyrail_sim import verilated
-from keyrail_sim.verilate import verilator_environment, without_zero_memories
+from keyrail_sim import verilate, verilated
 
 SINK_PER_S = 12_000_000
 """Records a second that the sink takes, the clock being 10 ns."""
@@ -210,8 +208,7 @@ def run(clocks: int, seed: int = 1) -> Overload:
 
 def _program() -> Path:
     """The tag FIFO with T2 encoder under Verilator and its C++ loop, built if need be."""
-    environment = {**os.environ, **verilator_environment()}
-    os.environ["AMARANTH_USE_YOSYS"] = environment["AMARANTH_USE_YOSYS"]
+    os.environ["AMARANTH_USE_YOSYS"] = verilate.verilator_environment()["AMARANTH_USE_YOSYS"]
     try:
         from amaranth.back import verilog
 
@@ -224,20 +221,7 @@ def _program() -> Path:
     path = cache_directory() / f"overload-{key}"
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="overload-") as directory:
-        work = Path(directory)
-        (work / "overload.v").write_text(without_zero_memories(text))
-        (work / "overload.cpp").write_text(loop)
-        command = ["verilator", "--cc", "--exe", "--build", "--top-module", "overload"]
-        command += [*verilated.FLAGS, "-CFLAGS", "-O2 -std=c++17", "--Mdir", "obj"]
-        command += ["-o", "overload", "overload.v", "overload.cpp"]
-        done = subprocess.run(
-            command, cwd=work, env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise KeyrailError(f"building the overload benchmark failed:\n{done.stderr[-2000:]}")
-        (work / "obj" / "overload").replace(path)
+    verilate.build(T2Path(), "overload", loop, path, verilated.FLAGS, "-O2 -std=c++17")
     return path
 
 

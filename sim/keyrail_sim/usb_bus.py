@@ -7,9 +7,6 @@ import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -21,7 +18,7 @@ import jinja2
 from keyrail.cache import cache_directory
 from keyrail.contract import CONTRACT_HASH, Role
 from keyrail.errors import KeyrailError, MissingExtra
-from keyrail_sim.verilate import shared_runtime, verilator_environment, without_zero_memories
+from keyrail_sim import verilate
 from keyrail_sim.verilated import COMPILER_FLAGS, FLAGS
 
 CLOCK = 60_000_000
@@ -143,34 +140,13 @@ def build(top: str, role: Role, names: tuple[str, ...] = ()) -> Path:
     path = cache_directory() / f"{name}-{_key(top, role, names)}.so"
     if path.exists():
         return path
-    environment = {**os.environ, **verilator_environment()}
-    os.environ["AMARANTH_USE_YOSYS"] = environment["AMARANTH_USE_YOSYS"]
     try:
-        from amaranth.back import verilog
-
         from keyrail_sim.usb_top import StationTop, TrafficTop
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "amaranth", "sim") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}-") as directory:
-        work = Path(directory)
-        component = StationTop(role) if top == "station" else TrafficTop(role, names)
-        text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
-        (work / f"{name}.v").write_text(without_zero_memories(text))
-        (work / "bus.cpp").write_text(jinja2.Template(_template()).render(top=name))
-        command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", name]
-        command += [*FLAGS, "-CFLAGS", COMPILER_FLAGS, "-LDFLAGS", "-shared"]
-        command += ["--Mdir", "obj", "-o", "bus.so", f"{name}.v", "bus.cpp"]
-        with shared_runtime(work / "obj", repr((FLAGS, COMPILER_FLAGS))):
-            done = subprocess.run(
-                command, cwd=work, env=environment, capture_output=True, text=True, check=False
-            )
-        if done.returncode:
-            log = path.parent / f"{name}-build.log"
-            log.write_text(done.stdout + done.stderr)
-            raise KeyrailError(f"building the simulated {name} failed: see {log}")
-        # Renaming is atomic: two processes that build at once both end with a whole file.
-        (work / "obj" / "bus.so").replace(path)
+    component = StationTop(role) if top == "station" else TrafficTop(role, names)
+    loop = jinja2.Template(_template()).render(top=name)
+    verilate.build(component, name, loop, path, FLAGS, COMPILER_FLAGS)
     return path
 
 

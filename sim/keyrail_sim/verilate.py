@@ -9,14 +9,16 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from keyrail.cache import cache_directory
-from keyrail.errors import MissingExtra, MissingTool
+from keyrail.errors import KeyrailError, MissingExtra, MissingTool
 
 SYSTEM_TOOLS = {"g++": "g++", "make": "make", "perl": "perl"}
 """System tools that Verilator calls, and the Debian package that brings each."""
@@ -81,6 +83,59 @@ def shared_runtime(build: Path, flags: str) -> Iterator[None]:
             with tempfile.NamedTemporaryFile(dir=runtime, suffix=".new", delete=False) as new:
                 new.write(made.read_bytes())
             Path(new.name).replace(runtime / made.name)
+
+
+def build(
+    component: Any, name: str, loop: str, path: Path, flags: Sequence[str], compiler_flags: str
+) -> None:
+    """Make a component and a C++ loop that steps it into one file by Verilator.
+
+    Parameters
+    ----------
+    component
+        Amaranth component.
+    name
+        Module's name; the model's class is ``V`` and it.
+    loop
+        C++ source.
+    path
+        File to make; a shared library if its name ends so. Two processes that build it at once
+        both end with a whole file.
+    flags, compiler_flags
+        Verilator's, and those for the C++ compiler.
+
+    Raises
+    ------
+    MissingExtra, MissingTool
+        If a package or a system tool is missing.
+    KeyrailError
+        If the build fails; the log's place is named.
+    """
+    environment = {**os.environ, **verilator_environment()}
+    os.environ["AMARANTH_USE_YOSYS"] = environment["AMARANTH_USE_YOSYS"]
+    try:
+        from amaranth.back import verilog
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "amaranth", "sim") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}-") as directory:
+        work = Path(directory)
+        text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+        (work / f"{name}.v").write_text(without_zero_memories(text))
+        (work / "loop.cpp").write_text(loop)
+        command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", name]
+        command += [*flags, "-CFLAGS", compiler_flags]
+        command += ["-LDFLAGS", "-shared"] if path.suffix == ".so" else []
+        command += ["--Mdir", "obj", "-o", "made", f"{name}.v", "loop.cpp"]
+        with shared_runtime(work / "obj", repr((flags, compiler_flags))):
+            done = subprocess.run(
+                command, cwd=work, env=environment, capture_output=True, text=True, check=False
+            )
+        if done.returncode:
+            log = path.parent / f"{name}-build.log"
+            log.write_text(done.stdout + done.stderr)
+            raise KeyrailError(f"building the simulated {name} failed: see {log}")
+        (work / "obj" / "made").replace(path)
 
 
 _ZERO = re.compile(r"^ +\S+\[\d+\] = \d+'[hdb]0+;\n", re.MULTILINE)

@@ -7,9 +7,6 @@ import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +19,8 @@ import numpy.typing as npt
 from keyrail.board import Board, BoardError
 from keyrail.cache import cache_directory
 from keyrail.contract import CONTRACT_HASH, Direction, Role, Stream, streams
-from keyrail.errors import KeyrailError, MissingExtra
-from keyrail_sim.verilate import shared_runtime, verilator_environment, without_zero_memories
+from keyrail.errors import MissingExtra
+from keyrail_sim import verilate
 
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "0", "--noassert", "-Wno-fatal")
 """Verilator's flags; part of the cache's key."""
@@ -87,45 +84,21 @@ def build(role: Role) -> Path:
     path = library_path(role)
     if path.exists():
         return path
-    environment = {**os.environ, **verilator_environment()}
-    os.environ["AMARANTH_USE_YOSYS"] = environment["AMARANTH_USE_YOSYS"]
     try:
-        from amaranth.back import verilog
-
         from keyrail_gateware.register_bank import ACCESS_CLOCKS
         from keyrail_gateware.station import Receiver, Sender
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "amaranth", "sim") from None
 
-    top = role.name.lower()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{top}-") as directory:
-        work = Path(directory)
-        component = Sender() if role is Role.SENDER else Receiver()
-        text = verilog.convert(component, name=top, emit_src=False, strip_internal_attrs=True)
-        (work / f"{top}.v").write_text(without_zero_memories(text))
-        described = streams(role).values()
-        (work / "station.cpp").write_text(
-            jinja2.Template(_template()).render(
-                top=top,
-                access_clocks=ACCESS_CLOCKS,
-                inputs=[_port(s) for s in described if s.direction is Direction.TO_BOARD],
-                outputs=[_port(s) for s in described if s.direction is Direction.TO_HOST],
-            )
-        )
-        command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", top]
-        command += [*FLAGS, "-CFLAGS", COMPILER_FLAGS, "-LDFLAGS", "-shared"]
-        command += ["--Mdir", "obj", "-o", "station.so", f"{top}.v", "station.cpp"]
-        with shared_runtime(work / "obj", repr((FLAGS, COMPILER_FLAGS))):
-            done = subprocess.run(
-                command, cwd=work, env=environment, capture_output=True, text=True, check=False
-            )
-        if done.returncode:
-            log = path.parent / f"{top}-build.log"
-            log.write_text(done.stdout + done.stderr)
-            raise KeyrailError(f"building the simulated {top} failed: see {log}")
-        # Renaming is atomic: two processes that build at once both end with a whole file.
-        (work / "obj" / "station.so").replace(path)
+    top, described = role.name.lower(), streams(role).values()
+    component = Sender() if role is Role.SENDER else Receiver()
+    loop = jinja2.Template(_template()).render(
+        top=top,
+        access_clocks=ACCESS_CLOCKS,
+        inputs=[_port(s) for s in described if s.direction is Direction.TO_BOARD],
+        outputs=[_port(s) for s in described if s.direction is Direction.TO_HOST],
+    )
+    verilate.build(component, top, loop, path, FLAGS, COMPILER_FLAGS)
     return path
 
 
