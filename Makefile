@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock bench clean
+.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-sifting figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -78,6 +78,11 @@ figure-toeplitz_host: env ## Time the Toeplitz hash of the control PC, write doc
 	$(RUN)python -m keyrail_sim.figures toeplitz_host > docs/figures/toeplitz_host.json.new
 	mv docs/figures/toeplitz_host.json.new docs/figures/toeplitz_host.json
 	$(RUN)python -m keyrail_sim.figures table docs/figures/toeplitz_host.json > docs/figures/toeplitz_host.md
+
+figure-sifting: env ## 10^8 slots through both boards, frames lost at random (an hour at most).
+	$(RUN)python -m keyrail_sim.figures sifting > docs/figures/sifting.json.new
+	mv docs/figures/sifting.json.new docs/figures/sifting.json
+	$(RUN)python -m keyrail_sim.figures table docs/figures/sifting.json > docs/figures/sifting.md
 
 figure-acquisition: env ## Success rate of the acquisition, write docs/figures/acquisition.json and .svg.
 	$(RUN)python -m keyrail_sim.figures acquisition > docs/figures/acquisition.json.new

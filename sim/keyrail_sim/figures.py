@@ -108,6 +108,7 @@ def main(arguments: list[str]) -> int:
         "overload": overload.figure,
         "usb": usb_figure.figure,
         "sifting": sifting.figure,
+        "sifting_rates": sifting.rates_figure,
         "source": sifting.statistics,
         "link": link_figure.figure,
         "acquisition": acquisition.figure,
@@ -116,7 +117,12 @@ def main(arguments: list[str]) -> int:
         acquisition.plot(json.loads(Path(arguments[2]).read_text()), Path(arguments[3]))
         return 0
     if arguments[:1] == ["table"] and len(arguments) == 2:
-        print(toeplitz_host.table(json.loads(Path(arguments[1]).read_text())), end="")
+        pages = {
+            "sifting": sifting.page,
+            "toeplitz_host": toeplitz_host.table,
+        }
+        path = Path(arguments[1])
+        print(pages[path.stem](json.loads(path.read_text())), end="")
         return 0
     if len(arguments) != 1 or arguments[0] not in figures:
         print(f"usage: python -m keyrail_sim.figures {'|'.join(figures)}", file=sys.stderr)

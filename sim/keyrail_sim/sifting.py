@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from keyrail.contract import (
     RECALLED,
     REPLY,
     STATE_BITS,
+    STATES_PER_WORD,
     BlockCommand,
     BlockState,
     Mode,
@@ -30,7 +33,7 @@ from keyrail.layouts import Structured, zeros
 from keyrail.randomness import TestRandom
 from keyrail.source import random_states, state_words
 from keyrail.state_copy import HORIZON_SLOTS, StateCopy
-from keyrail.station import check_tallies
+from keyrail.station import announced_slots, check_tallies
 from keyrail_sim.models.announcer import Announcer
 from keyrail_sim.models.generator import Generator
 
@@ -53,15 +56,18 @@ class Experiment:
     Parameters
     ----------
     slots, detections
-        Slots of the block, and detections on average.
+        Slots of the block, a multiple of 16, and detections on average.
     frame_slots
-        Slots whose detections are announced in one frame.
+        Slots whose detections are announced in one frame, a multiple of 16.
     delay_slots
         Slots between the emission of a frame's last state and its announcement: a round trip.
     loss
         Share of frames that are lost.
     kind
         Kind of board, ``sim`` or ``sim-model``.
+    paced
+        One slot a clock on the sender's board, states, announcements and recalls all at the same
+        time; else the board takes words of sixteen states as they come. ``sim`` only.
     """
 
     slots: int = 100_000_000
@@ -71,13 +77,77 @@ class Experiment:
     loss: float = 0.05
     kind: str = "sim"
     seed: int = 1
+    paced: bool = True
+
+    def __post_init__(self) -> None:
+        if self.slots % STATES_PER_WORD or self.frame_slots % STATES_PER_WORD:
+            raise ValueError(
+                f"slots of block and frame: allowed are multiples of {STATES_PER_WORD}"
+            )
+        if self.paced and self.kind != "sim":
+            raise ValueError(f"{self.kind}: a paced source needs a board where time passes")
 
 
-def sift(experiment: Experiment) -> dict[str, Any]:
+Progress = Callable[[str], None]
+
+
+class _Sender:
+    """The sender's board and control PC: frames that came are looked up, missed slots answered."""
+
+    def __init__(self, board: Board, setup: Experiment) -> None:
+        self.board: Any = board
+        self._setup = setup
+        self._states = StateCopy(max(HORIZON_SLOTS, 1 << 20))
+        self._base = self._fed = 0
+        self.recalled = 0
+        self.entries: list[Structured] = []
+
+    def feed(self, states: npt.NDArray[np.uint8]) -> None:
+        """Queue the states of the next slots, and emit those of the call before (paced)."""
+        self._states.feed(states)
+        self.board.send("states", state_words(states))
+        if not self._setup.paced:
+            self.board.run()
+        elif self._fed:
+            # What is queued is ahead of the source by the states of this call, at each call.
+            self.board.step(self._fed)
+            self._answer()
+        self._fed = len(states)
+
+    def look_up(self, slots: npt.NDArray[np.int64]) -> None:
+        """Give the board a frame of announcements."""
+        self.board.send("announcements", _announce(slots, self._base))
+        self._base = int(slots[-1]) if len(slots) else self._base
+        if not self._setup.paced:
+            self.finish()
+
+    def finish(self) -> None:
+        """Run until the board rests and no slot waits for its answer."""
+        self.board.run()
+        while self._answer():
+            self.board.run()
+
+    def _answer(self) -> int:
+        missed = self.board.receive("missed")
+        self.board.send("recalled", self._states.answer(missed["slot"]))
+        self.recalled += len(missed)
+        self.entries.append(self.board.receive("block_out"))
+        return len(missed)
+
+
+def sift(experiment: Experiment, progress: Progress = lambda line: None) -> dict[str, Any]:
     """Sift a block on a noiseless channel, with frames lost at random.
 
     The receiver's detections of a lost frame are dropped on both sides: the sender never looks
-    them up, the receiver's control PC leaves their bases out and answers them with drop.
+    them up, the receiver's control PC leaves their bases out and answers them with drop. The
+    receiver's board skips the clocks between two tags.
+
+    Parameters
+    ----------
+    experiment
+        What to run.
+    progress
+        Takes a line now and then.
 
     Returns
     -------
@@ -87,12 +157,12 @@ def sift(experiment: Experiment) -> dict[str, Any]:
     Raises
     ------
     SiftingError
-        If keys or tallies differ, or a test detection is wrong.
+        If keys or tallies differ, a test detection is wrong, the source starved, or a state of
+        the sender's list is not the one that was sent.
     """
     setup, began = experiment, time.perf_counter()
     rng = np.random.default_rng(setup.seed)
     draw = TestRandom(setup.seed, "states").bytes
-    kept_states = StateCopy(max(HORIZON_SLOTS, 1 << 20))
     with (
         keyrail.open(f"{setup.kind}:alice") as alice,
         keyrail.open(f"{setup.kind}:bob") as bob,
@@ -105,21 +175,20 @@ def sift(experiment: Experiment) -> dict[str, Any]:
             board.run()
             board.write("block_last_slot", setup.slots - 1)
             board.write("block_on_host", 1)
-        alice.write("source", recall=1)
+        alice.write("source", recall=1, paced=int(setup.paced))
         for board in (alice, bob):
             board.write("block_command", BlockCommand.OPEN)
             board.run()
+        sender = _Sender(alice, setup)
         frames: list[npt.NDArray[np.int64]] = []
         lost: list[bool] = []
-        entries: dict[str, list[Structured]] = {"alice": [], "bob": []}
-        looked_up, base, recalled = 0, 0, 0
-        # A slot by slot record of what was sent is the control PC's copy alone.
+        at_bob_entries: list[Structured] = []
+        looked_up = told = base = 0
         for first in range(0, setup.slots, setup.frame_slots):
             count = min(setup.frame_slots, setup.slots - first)
-            states = random_states(draw, -(-count // 16) * 16, 0.9, 0.5)
-            kept_states.feed(states)
-            alice.send("states", state_words(states))
-            alice.run()
+            states = random_states(draw, count, 0.9, 0.5)
+            sender.feed(states)
+            emitted = first + (0 if setup.paced else count)
             hit = np.flatnonzero(rng.random(count) < setup.detections / setup.slots)
             chosen = rng.random(len(hit)) < 0.1  # the receiver's basis: X
             bit = np.where(
@@ -130,43 +199,56 @@ def sift(experiment: Experiment) -> dict[str, Any]:
             end = (first + count) * PERIOD_PS
             bob.send("tags", tag_path.tag_records(times, channel, end))
             bob.run()
-            if len(bob.receive("announcements")) < len(hit):
-                raise SiftingError("a detection was not announced")
-            frames.append(first + hit)
-            entries["bob"].append(bob.receive("block_out"))
+            slots = announced_slots(bob.receive("announcements"), base)
+            if not np.array_equal(slots, first + hit):
+                raise SiftingError("what was announced is not what was detected")
+            base = int(slots[-1]) if len(slots) else base
+            frames.append(slots)
+            at_bob_entries.append(bob.receive("block_out"))
             lost.append(bool(rng.random() < setup.loss))
-            while looked_up < len(frames) and (
-                first + count == setup.slots
-                or (looked_up + 1) * setup.frame_slots + setup.delay_slots <= first + count
-            ):
+            while (looked_up + 1) * setup.frame_slots + setup.delay_slots <= emitted:
                 if not lost[looked_up]:
-                    slots = frames[looked_up]
-                    alice.send("announcements", _announce(slots, base))
-                    base = int(slots[-1]) if len(slots) else base
-                    alice.run()
-                    while len(missed := alice.receive("missed")):
-                        recalled += len(missed)
-                        alice.send("recalled", kept_states.answer(missed["slot"]))
-                        alice.run()
-                    entries["alice"].append(alice.receive("block_out"))
+                    sender.look_up(frames[looked_up])
                 looked_up += 1
-        state_counts = alice.ledger("state_memory")
+            if first + count >= told + setup.slots / 100:
+                told = first + count
+                spent = time.perf_counter() - began
+                progress(f"{told:,} slots in {spent:.0f} s, {sum(map(len, frames)):,} detections")
+        sender.finish()  # the source's last states
+        for frame, gone in zip(frames[looked_up:], lost[looked_up:], strict=True):
+            if not gone:
+                sender.look_up(frame)
+                sender.finish()
+        status = alice.read_fields("source_status") if setup.paced else {"starved": 0, "ended": 1}
+        if status["starved"] or not status["ended"]:
+            raise SiftingError(f"the source has not emitted every slot: {status}")
+        ledgers = {
+            name: board.ledger(name)
+            for board, names in (
+                (alice, ("source", "state_memory")),
+                (bob, (*tag_path.CHAIN, "announcer")),
+            )
+            for name in names
+        }
         kept = np.concatenate(
             [np.full(len(f), not gone) for f, gone in zip(frames, lost, strict=True)]
         )
-        _close(alice, entries["alice"])
-        _close(bob, entries["bob"])
+        progress(f"{len(kept):,} detections, {int((~kept).sum()):,} in {sum(lost)} lost frames")
+        _close(alice, sender.entries)
+        _close(bob, at_bob_entries)
         bases = bob.receive("bases")
         if len(bases) != len(kept):
             raise SiftingError(f"{len(bases)} bases of {len(kept)} detections")
         alice.send("bases", bases[kept])
         alice.run()
         answers = alice.receive("replies")
+        if len(answers) != kept.sum():
+            raise SiftingError(f"{len(answers)} replies to {kept.sum()} bases")
         replies = zeros(REPLY, len(kept))  # zero is drop
         for name in ("keep", "opened", "bit"):
             replies[name][kept] = answers[name]
         bob.write("block_command", BlockCommand.RESOLVE)
-        bob.send("block_in", np.concatenate(entries["bob"]))
+        bob.send("block_in", np.concatenate(at_bob_entries))
         bob.send("replies", replies)
         bob.run()
         for board in (alice, bob):
@@ -174,31 +256,60 @@ def sift(experiment: Experiment) -> dict[str, Any]:
                 raise SiftingError(f"{board.name} has not done")
         at_alice, at_bob = alice.receive("sifted"), bob.receive("sifted")
         check_tallies(alice, bob)
-        tallies = (alice.ledger("sender_tally"), bob.ledger("receiver_tally"))
-        cycles = {b.name: getattr(b, "cycles", 0) for b in (alice, bob)}
-        dropped = bob.ledger("resolver")["dropped"]
+        ledgers |= {name: alice.ledger(name) for name in ("sifter", "sender_tally")}
+        ledgers |= {name: bob.ledger(name) for name in ("resolver", "receiver_tally")}
+        clocks = {b.name: getattr(b, "cycles", 0) for b in (alice, bob)}
+    if len(at_alice) != len(at_bob):
+        raise SiftingError(f"{len(at_alice)} sifted bits at the sender, {len(at_bob)} at the other")
     for name in ("bit", "test"):
         if not np.array_equal(at_alice[name], at_bob[name]):
             raise SiftingError(f"the sifted bits differ in {name}")
     if at_bob["error"].any():
         raise SiftingError("errors on a noiseless channel")
+    _check_ledgers(ledgers, kept, len(at_bob))
+    seconds = time.perf_counter() - began
     return {
         **asdict(setup),
         "detections": len(kept),
         "frames": len(frames),
         "frames_lost": sum(lost),
         "detections_in_lost_frames": int((~kept).sum()),
-        "recalled_from_the_copy": recalled,
-        "expired": state_counts["expired"],
-        "sifted_bits": len(at_bob),
+        "recalled_from_the_copy": sender.recalled,
+        "expired": ledgers["state_memory"]["expired"],
+        "sifted_bits": {"sender": len(at_alice), "receiver": len(at_bob)},
         "sifted_z": int((at_bob["test"] == 0).sum()),
-        "dropped_at_the_receiver": dropped,
-        "sifted_bits_differ": 0,
-        "sender_tally": tallies[0],
-        "receiver_tally": tallies[1],
-        "simulated_clocks": cycles,
-        "seconds": round(time.perf_counter() - began, 1),
+        "sifted_bits_differ": int((at_alice["bit"] != at_bob["bit"]).sum()),
+        "test_errors": int(at_bob["error"].sum()),
+        "ledgers": ledgers,
+        "simulated_clocks": clocks,
+        "seconds": round(seconds, 1),
+        "slots_per_second": round(setup.slots / seconds),
     }
+
+
+def _check_ledgers(
+    ledgers: dict[str, dict[str, int]], kept: npt.NDArray[np.bool_], sifted: int
+) -> None:
+    """Every count of the block, by arithmetic, from what was detected and which frames came."""
+    looked_up, detected = int(kept.sum()), len(kept)
+    sender, receiver = ledgers["sender_tally"], ledgers["receiver_tally"]
+    for text, one, other in (
+        ("announced", ledgers["announcer"]["out"], detected),
+        ("looked up", ledgers["state_memory"]["out"], looked_up),
+        ("answered by the sender", ledgers["sifter"]["in"], looked_up),
+        ("resolved by the receiver", ledgers["resolver"]["in"], detected),
+        ("kept by the sender", ledgers["sifter"]["out"], sifted),
+        ("kept by the receiver", ledgers["resolver"]["out"], sifted),
+        ("mismatches", ledgers["sifter"]["mismatch"], looked_up - sifted),
+        ("drops", ledgers["resolver"]["dropped"], detected - sifted),
+        ("in Z", sender["z_signal"] + sender["z_decoy"], receiver["z"]),
+        ("in X", sender["x_signal"] + sender["x_decoy"], receiver["x_zero"] + receiver["x_one"]),
+        ("X by the bit 0", sender["x_zero"], receiver["x_zero"]),
+        ("X by the bit 1", sender["x_one"], receiver["x_one"]),
+        ("all tallies", receiver["z"] + receiver["x_zero"] + receiver["x_one"], sifted),
+    ):
+        if one != other:
+            raise SiftingError(f"{text}: {one}, by arithmetic {other}")
 
 
 def _close(board: Board, entries: list[Structured]) -> None:
@@ -418,8 +529,8 @@ def horizons() -> list[dict[str, Any]]:
     return rows
 
 
-def figure() -> dict[str, Any]:
-    """All that ``make figure-sifting`` writes."""
+def rates_figure() -> dict[str, Any]:
+    """All that ``make figure-sifting_rates`` writes."""
     clocks = path_clocks()
     generator = recall_clocks()
     answers = copy_rate()
@@ -434,8 +545,61 @@ def figure() -> dict[str, Any]:
         },
         "rates_at_100_mslots_and_100_mhz": rates(clocks, generator, answers),
         "horizons": horizons(),
-        "experiment": sift(Experiment()),
     }
+
+
+def figure() -> dict[str, Any]:
+    """All that ``make figure-sifting`` writes; its progress goes to standard error."""
+    return sift(Experiment(), lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def page(found: dict[str, Any]) -> str:
+    """The experiment as a Markdown page."""
+    clocks, bits = found["simulated_clocks"], found["sifted_bits"]
+    rows: list[tuple[str, object]] = [
+        ("slots, one a clock of the sender", found["slots"]),
+        ("detections", found["detections"]),
+        ("frames, of so many slots each", f"{found['frames']:,} of {found['frame_slots']:,}"),
+        ("round trip, slots", found["delay_slots"]),
+        ("frames lost", found["frames_lost"]),
+        ("detections in lost frames", found["detections_in_lost_frames"]),
+        ("slots recalled from the control PC's copy", found["recalled_from_the_copy"]),
+        ("slots expired", found["expired"]),
+        ("sifted bits, sender", bits["sender"]),
+        ("sifted bits, receiver", bits["receiver"]),
+        ("sifted bits that differ", found["sifted_bits_differ"]),
+        ("errors in the test basis", found["test_errors"]),
+        *((f"clocks of {name}", count) for name, count in clocks.items()),
+        ("seconds", found["seconds"]),
+        ("slots simulated a second", found["slots_per_second"]),
+    ]
+    lines = [
+        "# 10^8 slots through two boards, frames lost at random",
+        "",
+        f"Written by `{found['command']}` at commit {found['commit']}; {found['machine']}, one of "
+        "them used; " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()) + ".",
+        "",
+        "Both boards are the stations' gateware under Verilator (`sim:`). The sender's emits one",
+        "slot a clock, while announcements come a round trip later and what has left its ring is",
+        "recalled; the receiver's skips the clocks between two tags. A lost frame's detections are",
+        "dropped on both sides. The command fails unless both sifted keys are equal in length and",
+        "bit for bit, and every count below follows from the others by arithmetic.",
+        "",
+        "| what | count |",
+        "|---|---|",
+        *(
+            f"| {what} | {count:,} |" if isinstance(count, int | float) else f"| {what} | {count} |"
+            for what, count in rows
+        ),
+        "",
+        "| block | counters |",
+        "|---|---|",
+        *(
+            f"| {name} | " + ", ".join(f"{k} {v:,}" for k, v in counts.items() if v) + " |"
+            for name, counts in found["ledgers"].items()
+        ),
+    ]
+    return "\n".join([*lines, ""])
 
 
 # -- statistics of the source --------------------------------------------------------------------
