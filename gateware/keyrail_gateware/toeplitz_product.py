@@ -153,8 +153,8 @@ class _Split(wiring.Component):
         self._width, self._smallest = width, smallest
         self._step = min(2, _exponent(width, smallest))
         self.leaves = 3 ** _exponent(width, smallest)
-        # Registers of its own for each part that is split again, to load it.
-        self.loads = 3**self._step if self.leaves > 3**self._step else 1
+        # Registers of its own for each part, to load it.
+        self.loads = 3**self._step
         super().__init__(
             {
                 "t": In(self.leaves * (2 * smallest - 1)),
@@ -248,7 +248,9 @@ class ToeplitzProduct(wiring.Component):
         self._width, self._smallest = width, min(width, smallest)
         self._levels = _exponent(width, smallest)
         self._step = min(2, self._levels)
-        self._sums = ToeplitzSums(width >> self._step, self._smallest)
+        # The more parts the matrix is taken in by, the fewer wires go to all of them.
+        self._load_step = min(3, self._levels)
+        self._sums = ToeplitzSums(width >> self._load_step, self._smallest)
         super().__init__(
             {
                 "t": In(2 * width - 1),
@@ -277,27 +279,26 @@ class ToeplitzProduct(wiring.Component):
     @property
     def held(self) -> int:
         """Clocks from ``load`` for which ``t`` must be stable."""
-        return 3**self._step + 1
+        return 3**self._load_step + 1
 
     @property
     def first_load(self) -> int:
         """Clocks from ``load`` until the first part is overwritten."""
-        return 1 + self._step + self._sums.latency
+        return 2 + self._load_step + self._sums.latency
 
     @property
     def loading(self) -> int:
         """Clocks from ``load`` until the matrix is taken in."""
-        return self.first_load + 3**self._step
+        return self.first_load + 3**self._load_step
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        step, size, count = self._step, self._width >> self._step, 3**self._step
+        step, size, count = self._load_step, self._width >> self._step, 3**self._load_step
         m.submodules.sums = sums = self._sums
 
         # Parts are taken one after the other: which, as one bit each, level by level.
         parts = Signal(count)
-        before = Cat(self.load, parts)[:count]
-        m.d.sync += parts.eq(before)
+        m.d.sync += parts.eq(Cat(self.load, parts)[:count])
         former, chosen = self.t, parts
         for level in range(step):
             choices = diagonal_parts(former, 1)
@@ -319,23 +320,30 @@ class ToeplitzProduct(wiring.Component):
             )
             following = Signal(count, name=f"chosen_{level}")
             m.d.sync += following.eq(chosen)
-            before, former, chosen = chosen, diagonals, following
+            former, chosen = diagonals, following
         m.d.comb += sums.t.eq(former)
         for i in range(sums.latency):
             following = Signal(count, name=f"summed_{i}")
             m.d.sync += following.eq(chosen)
-            before, chosen = chosen, following
+            chosen = following
 
-        if step:
-            products, whole = _parts(m, self, self._width, self._smallest, step)
+        if self._step:
+            products, whole = _parts(m, self, self._width, self._smallest, self._step)
             m.d.comb += self.y.eq(whole)
         else:
             m.submodules.part_0 = product = _product(size, self._smallest)
             m.d.comb += [product.x.eq(self.x), product.swap.eq(self.swap), self.y.eq(product.y)]
             products = [product]
+        # A part of the core takes its share of the matrix in by `turns` parts of the loading, each
+        # of which serves as many of the parts that it is split in.
+        turns = count // len(products)
         for i, product in enumerate(products):
-            m.d.comb += product.t.eq(sums.o)
+            m.submodules[f"sums_{i}_register_copy"] = near = RegisterCopy(len(sums.o))
+            m.d.comb += [near.i.eq(sums.o), product.t.eq(near.o.replicate(turns))]
             for j in range(product.loads):
                 m.submodules[f"load_{i}_register_copy_{j}"] = one = RegisterCopy()
-                m.d.comb += [one.i.eq(before[i]), product.load[j].eq(one.o)]
+                m.d.comb += [
+                    one.i.eq(chosen[i * turns + j * turns // product.loads]),
+                    product.load[j].eq(one.o),
+                ]
         return m
