@@ -248,8 +248,9 @@ class ToeplitzProduct(wiring.Component):
         self._width, self._smallest = width, min(width, smallest)
         self._levels = _exponent(width, smallest)
         self._step = min(2, self._levels)
-        # The more parts the matrix is taken in by, the fewer wires go to all of them.
-        self._load_step = min(3, self._levels)
+        # The more parts a matrix is taken in by, the fewer wires go to all of them, but the longer
+        # it takes; a small core has no long wires.
+        self._load_step = 3 if self._levels > 4 else self._step
         self._sums = ToeplitzSums(width >> self._load_step, self._smallest)
         super().__init__(
             {
