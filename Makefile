@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-sifting figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock bench clean
+.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -83,6 +83,12 @@ figure-sifting: env ## 10^8 slots through both boards, frames lost at random (an
 	$(RUN)python -m keyrail_sim.figures sifting > docs/figures/sifting.json.new
 	mv docs/figures/sifting.json.new docs/figures/sifting.json
 	$(RUN)python -m keyrail_sim.figures table docs/figures/sifting.json > docs/figures/sifting.md
+
+figure-sifting_rates: env ## Rates and latencies of sifting, write docs/figures/sifting_rates.json, .md and .svg.
+	$(RUN)python -m keyrail_sim.figures sifting_rates > docs/figures/sifting_rates.json.new
+	mv docs/figures/sifting_rates.json.new docs/figures/sifting_rates.json
+	$(RUN)python -m keyrail_sim.figures table docs/figures/sifting_rates.json > docs/figures/sifting_rates.md
+	$(RUN)python -m keyrail_sim.figures plot sifting_rates docs/figures/sifting_rates.json docs/figures/sifting_rates.svg
 
 figure-acquisition: env ## Success rate of the acquisition, write docs/figures/acquisition.json and .svg.
 	$(RUN)python -m keyrail_sim.figures acquisition > docs/figures/acquisition.json.new

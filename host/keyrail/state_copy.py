@@ -53,6 +53,11 @@ class StateCopy:
         self._first = self._next = 0
 
     @property
+    def bytes(self) -> int:
+        """Memory it takes."""
+        return self._pairs.nbytes
+
+    @property
     def next_slot(self) -> int:
         """Slot of the next state."""
         return self._next

@@ -113,12 +113,14 @@ def main(arguments: list[str]) -> int:
         "link": link_figure.figure,
         "acquisition": acquisition.figure,
     }
-    if arguments[:2] == ["plot", "acquisition"] and len(arguments) == 4:
-        acquisition.plot(json.loads(Path(arguments[2]).read_text()), Path(arguments[3]))
+    plots = {"acquisition": acquisition.plot, "sifting_rates": sifting.plot_rates}
+    if arguments[:1] == ["plot"] and len(arguments) == 4 and arguments[1] in plots:
+        plots[arguments[1]](json.loads(Path(arguments[2]).read_text()), Path(arguments[3]))
         return 0
     if arguments[:1] == ["table"] and len(arguments) == 2:
         pages = {
             "sifting": sifting.page,
+            "sifting_rates": sifting.rates_page,
             "toeplitz_host": toeplitz_host.table,
         }
         path = Path(arguments[1])

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from keyrail.contract import (
     PERIOD_FRACTION_BITS,
     RECALLED,
     REPLY,
-    STATE_BITS,
+    SENDER_ENTRY,
+    SLOT_BITS,
+    STATE_WORD,
     STATES_PER_WORD,
     BlockCommand,
     BlockState,
@@ -42,7 +45,20 @@ QUIET = 256
 """Clocks that a simulated board runs on after the last movement."""
 CLOCK_MHZ = 100.0
 USB_MBPS = {"high speed": 320.0, "full speed": 8.0}
-"""Payload that a USB cable carries, both directions together."""
+"""Payload that a USB cable carries, both directions together: taken, not measured."""
+ANSWER_SECONDS = 1e-3
+"""Time from a missed slot to the control PC's answer: taken, not measured."""
+BLOCKS_PER_SLOT = 1 / STATES_PER_WORD + 1 / 512
+"""Blocks of the cipher that the generator takes for a slot."""
+ROUND_TRIPS_MS = (1, 25, 500)
+RINGS = {"ring of 2^17 slots (25F)": 1 << 17, "ring of 2^19 slots (85F)": 1 << 19}
+"""State memories on a board, by name."""
+MEMORIES = (
+    *(("host", ring, slots) for ring, slots in RINGS.items()),
+    ("host", "ring of 2^17 slots, then the control PC's copy", HORIZON_SLOTS),
+    ("generator", "ring of 2^17 slots, then made again", 1 << SLOT_BITS),
+)
+"""Source of the states, memory that answers, and the slots that it reaches back."""
 
 
 class SiftingError(RuntimeError):
@@ -167,9 +183,7 @@ def sift(experiment: Experiment, progress: Progress = lambda line: None) -> dict
         keyrail.open(f"{setup.kind}:alice") as alice,
         keyrail.open(f"{setup.kind}:bob") as bob,
     ):
-        tag_path.set_slots(bob, PERIOD_PS << PERIOD_FRACTION_BITS, 0)
-        windows = dict.fromkeys(tag_path.OUTCOMES, (4_000, 6_000))
-        tag_path.set_gates(bob, windows, tag_path.OUTCOMES)
+        _set_gates(bob)
         for board in (alice, bob):
             board.write("mode", Mode.KEY)
             board.run()
@@ -326,126 +340,205 @@ def _announce(slots: npt.NDArray[np.int64], base: int) -> Structured:
     return Announcer(base, (1 << 48) - 1).process(detections)[0]
 
 
-def path_clocks(count: int = 20_000) -> dict[str, float]:
-    """Clocks a record of the sender's paths, and their latencies, on the Verilated board.
+class _Counting:
+    """A board of which clocks are counted."""
+
+    def __init__(self, board: Board) -> None:
+        self.board: Any = board
+
+    def run(self) -> int:
+        """Clocks until it rests."""
+        before = self.board.cycles
+        self.board.run()
+        return int(self.board.cycles - before - QUIET)
+
+    def until(self, name: str) -> int:
+        """Clocks from the one that takes the first record queued to the one that gives `name`."""
+        for clocks in range(10_000):
+            self.board.run_for(1)
+            if len(self.board.receive(name)):
+                return clocks
+        raise SiftingError(f"nothing came on {name}")
+
+    def command(self, *commands: BlockCommand) -> None:
+        """Give commands, each after what comes of the one before."""
+        for one in commands:
+            self.board.write("block_command", one)
+            self.board.run()
+
+    def start(self, last: int, **source: int) -> None:
+        """Open a block of slots 0 to `last`, its entries in the control PC."""
+        if self.board.read("block_state") != BlockState.IDLE:
+            self.command(BlockCommand.DISCARD)
+        self.board.write("block_last_slot", last)
+        self.board.write("block_on_host", 1)
+        if source:
+            self.board.write("source", **source)
+        self.board.write("block_command", BlockCommand.OPEN)
+        if not source.get("generator"):
+            self.board.run()  # the generator begins with the block: its clocks are measured
+
+    def key(self, seed: int) -> None:
+        """Key mode, and a key for the generator."""
+        self.board.write("mode", Mode.KEY)
+        self.board.run()
+        if "generator_key" in self.board.streams:
+            key = zeros(self.board.streams["generator_key"].record, 4)
+            key["bits"] = np.frombuffer(TestRandom(seed, "key").bytes(32), "<u8")
+            self.board.send("generator_key", key)
+            self.board.write("generator_bias", z=61_440, signal=32_768)
+            self.board.run()
+
+
+def sender_clocks(count: int = 20_000) -> dict[str, float]:
+    """Clocks a record of the sender's paths, on the Verilated board.
 
     Parameters
     ----------
     count
-        Records that each path is measured with.
+        Records that each path is measured with, 8,192 to 32,768.
     """
-    slots = 1 << 18  # twice the ring
-    drawn = random_states(TestRandom(2, "states").bytes, slots, 0.9, 0.5)
-    clocks: dict[str, float] = {}
+    ring = 1 << 17
+    drawn = random_states(TestRandom(2, "states").bytes, ring + 4 * count, 0.9, 0.5)
+    drawn = drawn[: len(drawn) // STATES_PER_WORD * STATES_PER_WORD]
     announced = np.arange(0, 4 * count, 4)
-    with keyrail.open("sim:alice") as opened:
-        board: Any = opened
+    clocks: dict[str, float] = {}
+    with keyrail.open("sim:alice") as board:
+        sender = _Counting(board)
+        sender.key(3)
 
-        def run() -> int:
-            before = board.cycles
-            board.run()
-            return int(board.cycles - before - QUIET)
-
-        def start(last: int, **source: int) -> None:
-            if board.read("block_state") != BlockState.IDLE:
-                board.write("block_command", BlockCommand.DISCARD)
-                board.run()
-            board.write("block_last_slot", last)
-            board.write("block_on_host", 1)
-            board.write("source", **source)
-            board.write("block_command", BlockCommand.OPEN)
-
-        board.write("mode", Mode.KEY)
+        sender.start(len(drawn), generator=0)
+        board.send("states", state_words(drawn[: ring // 2]))
         board.run()
-        key = zeros(board.streams["generator_key"].record, 4)
-        key["bits"] = np.frombuffer(TestRandom(3, "key").bytes(32), "<u8")
-        board.send("generator_key", key)
-        board.run()
-
-        start(slots)
-        board.send("states", state_words(drawn[: 4 * count]))
-        board.run()
-        board.send("announcements", _announce(announced, 0))
-        clocks["look-up in the ring"] = run() / count
+        board.send("announcements", _announce(np.arange(0, 2 * count, 2), 0))
+        clocks["announcement, from the ring"] = sender.run() / count
         spilled = board.receive("block_out")
-        for command in (BlockCommand.CLOSE, BlockCommand.BASES):
-            board.write("block_command", command)
-            board.run()
+        sender.command(BlockCommand.CLOSE, BlockCommand.BASES)
         board.send("block_in", spilled)
-        bases = zeros(BASIS, count)
-        board.send("bases", bases)
-        clocks["basis to reply"] = run() / count
+        board.send("bases", zeros(BASIS, count))
+        clocks["basis to reply and sifted bit"] = sender.run() / count
 
-        start(slots, recall=1)
+        sender.start(len(drawn), recall=1)
         board.send("states", state_words(drawn))
         board.run()
         board.send("announcements", _announce(announced, 0))
         answers = zeros(RECALLED, count)
         answers["present"] = answers["known"] = 1
         board.send("recalled", answers)  # as if the control PC answered at once
-        clocks["look-up in the control PC's copy"] = run() / count
+        clocks["announcement, from the control PC's copy"] = sender.run() / count
         if len(board.receive("missed")) != count:
             raise SiftingError("slots were found in the ring that had left it")
 
-        board.write("generator_bias", z=61_440, signal=32_768)
-        start((1 << 17) - 1, generator=1)
-        clocks["slot made by the generator"] = run() / (1 << 17)
+        few = count // 8
+        slots = ring + 4 * few
+        slots += -slots % STATES_PER_WORD
+        sender.start(slots - 1, generator=1)
+        clocks["slot made by the generator"] = sender.run() / slots
+        board.send("announcements", _announce(announced[:few], 0))
+        clocks["announcement, made again by the generator"] = sender.run() / few
     return {name: round(value, 3) for name, value in clocks.items()}
 
 
-def recall_clocks(count: int = 3_000) -> float:
-    """Clocks an answer of the generator, nothing else under way."""
-    slots = (1 << 17) + 4 * count
-    slots += -slots % 16
-    with keyrail.open("sim:alice") as opened:
-        board: Any = opened
-        board.write("mode", Mode.KEY)
-        board.run()
-        key = zeros(board.streams["generator_key"].record, 4)
-        key["bits"] = np.frombuffer(TestRandom(3, "key").bytes(32), "<u8")
-        board.send("generator_key", key)
-        board.run()
-        board.write("generator_bias", z=61_440, signal=32_768)
-        board.write("block_last_slot", slots - 1)
-        board.write("block_on_host", 1)
-        board.write("source", generator=1)
-        board.write("block_command", BlockCommand.OPEN)
-        board.run()
-        board.send("announcements", _announce(np.arange(0, 4 * count, 4), 0))
-        before = board.cycles
-        board.run()
-        return round(int(board.cycles - before - QUIET) / count, 3)
+def receiver_clocks(count: int = 20_000) -> dict[str, float]:
+    """Clocks a record of the receiver's paths, on the Verilated board.
+
+    Parameters
+    ----------
+    count
+        Detections that each path is measured with.
+    """
+    times = np.arange(count, dtype=np.int64) * PERIOD_PS + PERIOD_PS // 2
+    channels = (np.arange(count) % 4).astype(np.uint8)
+    clocks: dict[str, float] = {}
+    with keyrail.open("sim:bob") as board:
+        receiver = _Counting(board)
+        _set_gates(board)
+        receiver.key(3)
+        receiver.start(count)
+        board.send("tags", tag_path.tag_records(times, channels, int(times[-1]) + PERIOD_PS))
+        clocks["tag to announcement and entry"] = receiver.run() / count
+        entries = board.receive("block_out")
+        if len(entries) != count:
+            raise SiftingError(f"{len(entries)} entries of {count} detections")
+        receiver.command(BlockCommand.CLOSE)
+        board.write("block_command", BlockCommand.BASES)
+        board.send("block_in", entries)
+        clocks["entry to basis"] = receiver.run() / count
+        bases = board.receive("bases")
+        replies = zeros(REPLY, count)
+        replies["keep"], replies["opened"] = 1, bases["basis"]
+        board.write("block_command", BlockCommand.RESOLVE)
+        board.send("block_in", entries)
+        board.send("replies", replies)
+        clocks["reply to sifted bit or test result"] = receiver.run() / count
+        if len(board.receive("sifted")) != count:
+            raise SiftingError("sifted bits are missing")
+    return {name: round(value, 3) for name, value in clocks.items()}
 
 
 def latencies() -> dict[str, int]:
-    """Clocks from a record that the sender takes to what comes of it, on the Verilated board."""
-    with keyrail.open("sim:alice") as opened:
-        board: Any = opened
+    """Clocks from the one that takes a record to the one that gives what comes of it.
 
-        def until(name: str) -> int:
-            for clocks in range(1, 1_000):
-                board.run_for(1)
-                if len(board.receive(name)):
-                    return clocks
-            raise SiftingError(f"nothing came on {name}")
-
-        board.write("mode", Mode.KEY)
-        board.run()
-        board.write("block_last_slot", 1 << 20)
-        board.write("block_on_host", 1)
-        board.write("block_command", BlockCommand.OPEN)
+    On the Verilated boards. The reply to an announcement comes in two steps, as its basis waits
+    for the block's close: announcement to entry, then basis to reply.
+    """
+    found: dict[str, int] = {}
+    with keyrail.open("sim:alice") as board:
+        sender = _Counting(board)
+        sender.key(3)
+        sender.start(1 << 20, generator=0)
         board.send("states", state_words(np.full(64, 7, np.uint8)))
         board.run()
         board.send("announcements", _announce(np.array([5]), 0))
-        found = {"announcement to its entry in block memory": until("block_out")}
+        found["announcement to entry, from the ring"] = sender.until("block_out")
         entry = zeros(board.streams["block_in"].record, 1)
-        for command in (BlockCommand.CLOSE, BlockCommand.BASES):
-            board.write("block_command", command)
-            board.run()
+        sender.command(BlockCommand.CLOSE, BlockCommand.BASES)
         board.send("block_in", entry)
         board.send("bases", zeros(BASIS, 1))
-        found["basis to its reply"] = until("replies")
-        return found
+        found["basis to reply"] = sender.until("replies")
+        sender.start(1 << 20, recall=1)
+        board.send("states", state_words(np.full(1 << 18, 7, np.uint8)))
+        board.run()
+        board.send("announcements", _announce(np.array([5]), 0))
+        found["announcement to missed slot"] = sender.until("missed")
+        answer = zeros(RECALLED, 1)
+        answer["present"] = answer["known"] = 1
+        board.send("recalled", answer)
+        found["recalled state to entry"] = sender.until("block_out")
+        sender.start((1 << 17) + 1_023, generator=1)
+        board.run()
+        board.send("announcements", _announce(np.array([5]), 0))
+        found["announcement to entry, made again by the generator"] = sender.until("block_out")
+    with keyrail.open("sim:bob") as board:
+        receiver = _Counting(board)
+        _set_gates(board)
+        receiver.key(3)
+        receiver.start(1 << 20)
+        # The slot after it, whose click shows that the first slot has ended.
+        times = np.array([3, 4], np.int64) * PERIOD_PS + PERIOD_PS // 2
+        board.send("tags", tag_path.tag_records(times, np.array([2, 2], np.uint8), 10 * PERIOD_PS))
+        found["tag to announcement"] = receiver.until("announcements")
+        board.run()
+        entries = board.receive("block_out")
+        receiver.command(BlockCommand.CLOSE)
+        board.write("block_command", BlockCommand.BASES)
+        board.send("block_in", entries)
+        board.run()
+        board.write("block_command", BlockCommand.RESOLVE)
+        board.run()
+        board.send("block_in", entries)
+        reply = zeros(REPLY, 1)
+        reply["keep"] = reply["opened"] = 1
+        board.send("replies", reply)
+        found["reply to test result"] = receiver.until("sifted")
+    return found
+
+
+def _set_gates(board: Board) -> None:
+    tag_path.set_slots(board, PERIOD_PS << PERIOD_FRACTION_BITS, 0)
+    tag_path.set_blanking(board, 0)
+    windows = dict.fromkeys(tag_path.OUTCOMES, (4_000, 6_000))
+    tag_path.set_gates(board, windows, tag_path.OUTCOMES)
 
 
 def copy_rate(count: int = 1_000_000) -> int:
@@ -453,51 +546,76 @@ def copy_rate(count: int = 1_000_000) -> int:
     copy = StateCopy(1 << 24)
     copy.feed(random_states(TestRandom(4, "states").bytes, 1 << 24, 0.9, 0.5))
     slots = np.random.default_rng(5).integers(0, 1 << 24, count)
-    began = time.perf_counter()
+    began = time.process_time()
     for start in range(0, count, 1 << 14):
         copy.answer(slots[start : start + (1 << 14)])
-    return round(count / (time.perf_counter() - began))
+    return round(count / (time.process_time() - began))
 
 
-def rates(
-    clocks: dict[str, float], generator: float, answers: int, mslots: float = 100.0
-) -> list[dict[str, Any]]:
-    """Detections a second that the sender answers live, by round trip and source of the states.
+def rates(clocks: dict[str, float], answers: int, mslots: float = 100.0) -> list[dict[str, Any]]:
+    """Announcements a second that the sender answers live, by round trip, memory and source.
 
-    Each is the least of what the board's path, the cable and the control PC's copy carry at
-    `mslots` million slots a second.
+    Each is the least of what the board's path, the memory of announcements that wait for an
+    answer, the cable, the cipher and the control PC's copy carry at `mslots` million slots a
+    second. Where the round trip is longer than the memory reaches back, all have expired.
+
+    Parameters
+    ----------
+    clocks
+        Of `sender_clocks`.
+    answers
+        Answers a second of the control PC's copy.
     """
-    usb = USB_MBPS["high speed"]
-    announced = ANNOUNCEMENT.bits  # every detection comes as one record
-    entry = 8  # block memory to the control PC
-    recall = MISSED_SLOT.bits + RECALLED.bits
-    per_block = 33 / 512 * 1e6 * mslots  # blocks of the cipher a second that the states take
-    spare = CLOCK_MHZ * 1e6 / 10 - per_block
+    from keyrail_gateware.chacha20 import CLOCKS_PER_BLOCK
+    from keyrail_gateware.station import Configuration
+
+    usb, hertz = USB_MBPS["high speed"] * 1e6, CLOCK_MHZ * 1e6
+    waiting = 1 << Configuration().order_log2
+    blocks = mslots * 1e6 * BLOCKS_PER_SLOT  # of the cipher, for the live states
+    limits = {
+        "fabric": hertz / clocks["announcement, from the ring"],
+        "fabric, recalling": hertz / clocks["announcement, from the control PC's copy"],
+        "memory of waiting announcements": waiting / ANSWER_SECONDS,
+        "control PC's copy": float(answers),
+        # A block for the slot's basis and intensity, and one for its bit.
+        "cipher": min(
+            hertz / clocks["announcement, made again by the generator"],
+            (hertz / CLOCKS_PER_BLOCK - blocks) / 2,
+        ),
+    }
+    announced = ANNOUNCEMENT.bits + 8 * SENDER_ENTRY.bytes  # and the entry that goes to the PC
+    recall = 8 * (MISSED_SLOT.bytes + RECALLED.bytes)
+    states = STATE_WORD.bytes * 8 / STATES_PER_WORD * mslots * 1e6
     rows = []
-    for trip_ms in (1, 25, 500):
+    for trip_ms in ROUND_TRIPS_MS:
         slots = round(trip_ms * 1e3 * mslots)
-        for source, fed in (("host", STATE_BITS * mslots), ("generator", 0.0)):
-            in_ring = slots <= 1 << 17
-            on_cable = announced + entry + (recall if source == "host" and not in_ring else 0)
-            cable = (usb - fed) * 1e6 / on_cable
-            if in_ring:
-                memory = "ring of 2^17 slots on the board"
-                path = CLOCK_MHZ * 1e6 / clocks["look-up in the ring"]
-            elif source == "host":
-                memory = f"copy of {HORIZON_SLOTS:,} slots in the control PC (64 MiB)"
-                path = min(CLOCK_MHZ * 1e6 / clocks["look-up in the control PC's copy"], answers)
-            else:
-                memory = "none: the generator makes the states again"
-                path = min(CLOCK_MHZ * 1e6 / generator, spare / 2)
+        for source, memory, horizon in MEMORIES:
+            by_host = source == "host"
+            ringed = slots <= RINGS.get(memory, 1 << 17)
+            bits = announced + (0 if ringed or not by_host else recall)
+            of = {
+                "cable": (usb - (states if by_host else 0)) / bits,
+                "fabric": limits["fabric"],
+            }
+            if not ringed and by_host:
+                of["fabric"] = limits["fabric, recalling"]
+                of |= {
+                    name: limits[name]
+                    for name in ("memory of waiting announcements", "control PC's copy")
+                }
+            elif not ringed:
+                of["cipher"] = limits["cipher"]
+            least = min(of, key=lambda name: of[name])
+            reaches = slots <= horizon
             rows.append(
                 {
                     "round_trip_ms": trip_ms,
                     "slots_under_way": slots,
                     "states_from": source,
-                    "answered_from": memory,
-                    "path_per_second": round(path),
-                    "cable_per_second": round(cable),
-                    "detections_per_second": round(min(path, cable)),
+                    "memory": memory,
+                    "announcements_per_second": round(of[least]) if reaches else 0,
+                    "limited_by": least if reaches else "horizon: all have expired",
+                    "limits_per_second": {name: round(rate) for name, rate in of.items()},
                 }
             )
     return rows
@@ -506,46 +624,137 @@ def rates(
 def horizons() -> list[dict[str, Any]]:
     """How long states are remembered, by the memory that holds them."""
     rows: list[dict[str, Any]] = [
-        {"memory": f"ring of 2^{log2} slots", "slots": 1 << log2, "bytes": (1 << log2) * 49 // 128}
-        for log2 in (17, 19)
+        # State memory holds a word of sixteen states and whether they may be used.
+        {
+            "memory": name,
+            "on": "board",
+            "slots": slots,
+            "bytes": slots // STATES_PER_WORD * (STATE_WORD.used_bits + 1) // 8,
+        }
+        for name, slots in RINGS.items()
     ]
     rows.append(
         {
-            "memory": "copy in the control PC",
+            "memory": "copy of what was fed",
+            "on": "control PC",
             "slots": HORIZON_SLOTS,
-            "bytes": HORIZON_SLOTS // 2,
+            "bytes": StateCopy(HORIZON_SLOTS).bytes,
+        }
+    )
+    rows.append(
+        {
+            "memory": "generator: key and nonce, states made again",
+            "on": "board",
+            "slots": 1 << SLOT_BITS,
+            "bytes": 32 + 8,
         }
     )
     for row in rows:
-        row["seconds_at_100_mslots"] = round(row["slots"] / 1e8, 6)
-    rows.append(
-        {
-            "memory": "generator's key and nonce",
-            "slots": 1 << 48,
-            "bytes": 40,
-            "seconds_at_100_mslots": round((1 << 48) / 1e8),
-        }
-    )
+        row["milliseconds_at_100_mslots"] = row["slots"] / 1e5
     return rows
 
 
 def rates_figure() -> dict[str, Any]:
     """All that ``make figure-sifting_rates`` writes."""
-    clocks = path_clocks()
-    generator = recall_clocks()
+    sender = sender_clocks()
     answers = copy_rate()
-    made = clocks["slot made by the generator"]
+    made = sender["slot made by the generator"]
     return {
-        "clocks_per_record": clocks | {"answer of the generator": generator},
+        "clocks_per_record": {"sender": sender, "receiver": receiver_clocks()},
         "latency_clocks": latencies(),
         "copy_answers_per_second": answers,
-        "highest_mslots_per_second": {
-            "generator at 100 MHz": round(CLOCK_MHZ / made, 1),
-            **{f"host over USB {name}": round(m / STATE_BITS, 1) for name, m in USB_MBPS.items()},
+        "assumed": {
+            "clock_mhz": CLOCK_MHZ,
+            "usb_mbps": USB_MBPS,
+            "answer_seconds": ANSWER_SECONDS,
         },
-        "rates_at_100_mslots_and_100_mhz": rates(clocks, generator, answers),
+        "highest_mslots_per_second": {
+            f"generator at {CLOCK_MHZ:g} MHz": round(CLOCK_MHZ / made, 1),
+            **{
+                f"host over USB {name}": round(rate / (STATE_WORD.bytes * 8 / STATES_PER_WORD), 1)
+                for name, rate in USB_MBPS.items()
+            },
+        },
+        "rates_at_100_mslots": rates(sender, answers),
         "horizons": horizons(),
     }
+
+
+def rates_page(found: dict[str, Any]) -> str:
+    """Rates, latencies and horizons as a Markdown page."""
+    assumed = found["assumed"]
+    lines = [
+        "# Rates of sifting",
+        "",
+        f"Written by `{found['command']}` at commit {found['commit']}; "
+        + ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+        + ".",
+        "",
+        "Clocks are counted on both stations' gateware under Verilator. Rates are the least of",
+        f"what fabric ({assumed['clock_mhz']:g} MHz), cable "
+        f"({assumed['usb_mbps']['high speed']:g} Mb/s, both directions together), cipher and",
+        "control PC carry at 100 M slots/s; a recalled slot waits "
+        f"{assumed['answer_seconds'] * 1e3:g} ms for its answer, and block",
+        "memory is taken to lie in the control PC.",
+        "",
+        "| station | path | clocks a record |",
+        "|---|---|---|",
+        *(
+            f"| {station} | {path} | {clocks} |"
+            for station, paths in found["clocks_per_record"].items()
+            for path, clocks in paths.items()
+        ),
+        "",
+        "| from, to | clocks |",
+        "|---|---|",
+        *(f"| {path} | {clocks} |" for path, clocks in found["latency_clocks"].items()),
+        "",
+        "| round trip | states from | memory | announcements a second | limited by |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['round_trip_ms']} ms | {row['states_from']} | {row['memory']} "
+            f"| {row['announcements_per_second'] / 1e6:.2f} M | {row['limited_by']} |"
+            for row in found["rates_at_100_mslots"]
+        ),
+        "",
+        "| memory | on | slots | bytes | at 100 M slots/s |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['memory']} | {row['on']} | {row['slots']:,} | {row['bytes']:,} "
+            f"| {row['milliseconds_at_100_mslots']:,.2f} ms |"
+            for row in found["horizons"]
+        ),
+        "",
+        "| states from | at most, M slots/s |",
+        "|---|---|",
+        *(f"| {name} | {rate} |" for name, rate in found["highest_mslots_per_second"].items()),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def plot_rates(found: dict[str, Any], path: Path) -> None:
+    """Draw the horizon against the memory that holds it, and the round trips that it must cover."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    drawing, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for row, marker in zip(found["horizons"], "os^D", strict=True):
+        axes.loglog(
+            row["bytes"],
+            row["milliseconds_at_100_mslots"],
+            marker,
+            label=f"{row['memory']} ({row['on']})",
+        )
+    for trip in ROUND_TRIPS_MS:
+        axes.axhline(trip, color="grey", linewidth=0.8, linestyle="--")
+        axes.annotate(f"round trip of {trip} ms", (1e8, trip), fontsize=7, va="bottom", ha="right")
+    axes.set(xlabel="memory, bytes", ylabel="horizon at 100 M slots/s, ms", xlim=(10, 1e9))
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    drawing.savefig(path, metadata={"Date": None})
+    pyplot.close(drawing)
 
 
 def figure() -> dict[str, Any]:

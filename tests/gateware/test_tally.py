@@ -4,6 +4,7 @@
 import cocotb
 import numpy as np
 import pytest
+from cocotb.utils import get_sim_time
 
 import bench
 from bench import Sink, Source, generator, ledger, settle, structured, words
@@ -37,6 +38,18 @@ async def bench_random_and_reset(dut, shares):
         await bench.reset(dut)
         sink.received.clear()
         assert set(ledger(dut, f"{side}_tally").values()) == {0}
+
+
+@cocotb.test()
+async def bench_one_record_a_clock(dut):
+    record, _ = SIDES[bench.parameter("side")]
+    await bench.start(dut)
+    sink = Sink(dut, "o")
+    began = get_sim_time("step")
+    await Source(dut, "i").send(words(record, zeros(record, 300)))
+    assert (get_sim_time("step") - began) / bench.CLOCK_STEPS == 300
+    await settle(dut, sink)
+    assert len(sink.received) == 300
 
 
 @pytest.mark.parametrize("simulator", bench.simulators())

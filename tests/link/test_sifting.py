@@ -58,6 +58,44 @@ def test_a_bit_that_differs_is_found(monkeypatch):
     assert sifting.sift(small)["sifted_bits"]["sender"] > 100
 
 
+def test_one_record_a_clock_on_both_sides_in_both_phases():
+    """No clock is lost on the whole path of either station, but where the cipher is the path."""
+    sender, receiver = sifting.sender_clocks(8_192), sifting.receiver_clocks(8_192)
+    assert 0.64 <= sender.pop("slot made by the generator") <= 0.66
+    assert 20 <= sender.pop("announcement, made again by the generator") <= 20.5
+    assert len(sender) == len(receiver) == 3
+    for path, clocks in (sender | receiver).items():
+        assert 1 <= clocks <= 1.01, path
+
+
+def test_latencies_are_those_that_the_blocks_state():
+    from keyrail_gateware import state_memory
+
+    found = sifting.latencies()
+    assert found["announcement to entry, from the ring"] == state_memory.LATENCY
+    assert found["basis to reply"] == found["reply to test result"] == 1
+
+
+def test_rates_are_limited_by_what_the_states_come_from():
+    """By hand: 20 Mb/s beside the states, of 24 bits an announcement, or 80 with its recall."""
+    clocks = dict.fromkeys(
+        ("announcement, from the ring", "announcement, from the control PC's copy"), 1.0
+    ) | {"announcement, made again by the generator": 20.0}
+    rows = {
+        (row["round_trip_ms"], row["states_from"], row["memory"]): row
+        for row in sifting.rates(clocks, 5_000_000)
+    }
+    small, large, copy = (memory for source, memory, _ in sifting.MEMORIES if source == "host")
+    assert rows[1, "host", small]["announcements_per_second"] == 833_333
+    assert rows[25, "host", large]["announcements_per_second"] == 0
+    assert rows[500, "host", copy]["announcements_per_second"] == 250_000
+    assert rows[500, "host", copy]["limited_by"] == "cable"
+    again = rows[500, "generator", sifting.MEMORIES[-1][1]]
+    # 10 M blocks a second, of which 100 M slots take 1/16 and 1/512 each; two for an answer.
+    assert again["announcements_per_second"] == round((10e6 - 100e6 * 33 / 512) / 2)
+    assert again["limited_by"] == "cipher"
+
+
 def test_statistics_of_the_source():
     """Chi-square of 2^20 draws; the seeds are fixed, so that it cannot fail by chance."""
     results = sifting.statistics(1 << 20)["results"]
