@@ -120,6 +120,8 @@ class DemoResult:
     histogram, bin_ps, gate, period_ps, visibility
         Phase histograms of the block (None if the board held them back), and what the training
         found.
+    tracking
+        The loop at the end of the block: lock, period, and its windows by what became of them.
     timeline
         Rates over the block; None without detections.
     randomness
@@ -144,6 +146,7 @@ class DemoResult:
     gate: tuple[int, int] = (0, 0)
     period_ps: float = 0.0
     visibility: float = 0.0
+    tracking: dict[str, Any] = field(default_factory=dict)
     timeline: Timeline | None = None
     randomness: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -178,6 +181,7 @@ class DemoResult:
             "randomness": self.randomness,
             "dropped": self.dropped,
             "period_ps": self.period_ps,
+            "tracking": self.tracking,
             "seconds": {stage: round(spent, 3) for stage, spent in self.seconds.items()},
             "simulated_cycles": self.cycles,
         }
@@ -207,6 +211,10 @@ class DemoResult:
             ("Randomness", ", ".join(f"{use}: {label}" for use, label in self.randomness.items())),
             ("Classical link", "authenticated" if result.authenticated else "NOT authenticated"),
         ]
+        if self.tracking:
+            locked = "locked" if self.tracking["locked"] else "not locked"
+            windows = f"{self.tracking['corrections']:,} of {self.tracking['windows']:,} windows"
+            rows.append(("Source's clock", f"{locked}, {windows} followed"))
         if self.reason:
             rows.append(("No key because", self.reason))
         rows += [(f"Time: {stage}", f"{spent:.1f} s") for stage, spent in self.seconds.items()]
@@ -282,7 +290,6 @@ def run(settings: DemoSettings, progress: Progress = lambda stage, share, note: 
             receiver_p_z=P_Z,
             eve_share=settings.eve,
             period_ps=NOMINAL_PERIOD_PS,
-            clock_drift_ppm_per_s=1e-4,
         ),
         world,
     )
@@ -361,6 +368,8 @@ def _block(
         bob.measure(clicks.times, clicks.channels, max(end, int(clicks.times.max(initial=0))))
         tag_path.send_frame(bob_board, max(end, int(clicks.times.max(initial=0))) + 1)
         bob_board.run()
+        tuning.check_lock(bob_board)
+        outcome.tracking = tag_path.tracking_summary(bob_board)
         alice.look_up()
         outcome.dropped = tag_path.check_ledgers(bob_board, tag_path.CHAIN)
         outcome.clicks = bob_board.ledger("slotter")["in"]

@@ -961,6 +961,7 @@ class ReceiverRunner(Runner):
         block: messages.OpenBlock,
     ) -> Step:
         last = block.last_slot
+        before = self.board.ledger("squash")["out"]
         done = False
         while not done:
             if channel.ended:
@@ -978,10 +979,11 @@ class ReceiverRunner(Runner):
             until = max(until, int(clicks.times.max(initial=0)))
             until_slot = min(last + 1, clicks.end_slot - 2)
             station.measure(clicks.times, clicks.channels, until, until_slot)
+            tuning.check_lock(self.board)
             if done:
                 tag_path.send_frame(self.board, until + 1)
                 self.board.run()
-                tag_path.check_ledgers(self.board, tag_path.CHAIN)
+                tag_path.check_ledgers(self.board, tag_path.CHAIN, before_block=before)
             yield
 
     def _distil(

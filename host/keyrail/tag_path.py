@@ -236,6 +236,13 @@ def tracking_state(board: Board) -> TrackingState:
     )
 
 
+def tracking_summary(board: Board) -> dict[str, bool | float | int]:
+    """Lock, period in force (ps) and counters of the tracking loop, for reports."""
+    state = tracking_state(board)
+    period = state.period / (1 << PERIOD_FRACTION_BITS)
+    return {"locked": state.locked, "period_ps": period, **board.ledger("tracker")}
+
+
 def set_blanking(board: Board, slots: int | Mapping[int, int]) -> None:
     """Set how many slots stay blanked after a raw click.
 
@@ -454,7 +461,9 @@ CHAIN = (*INSTRUMENT_CHAIN, "squash", "announcer")
 """Blocks of the tag path in key mode, in order."""
 
 
-def check_ledgers(board: Board, blocks: Iterable[str], at_frame: bool = False) -> dict[str, int]:
+def check_ledgers(
+    board: Board, blocks: Iterable[str], at_frame: bool = False, before_block: int = 0
+) -> dict[str, int]:
     """Check that no block of the tag path lost or invented anything.
 
     Each block's ``in`` must be ``out`` plus all it dropped, and the ``in`` of the block after
@@ -468,6 +477,9 @@ def check_ledgers(board: Board, blocks: Iterable[str], at_frame: bool = False) -
         Blocks of `CHAIN` in use, in order.
     at_frame
         Check what the last frame marker found instead of the present counters.
+    before_block
+        Detections that had left the squash when the block was opened: the announcer counts from
+        there, all others from the last restart of the tag path.
 
     Returns
     -------
@@ -491,10 +503,13 @@ def check_ledgers(board: Board, blocks: Iterable[str], at_frame: bool = False) -
         held = counts["in"] - counts["out"] - sum(reasons.values())
         if held not in ((0, 1) if block == "squash" else (0,)):
             raise BoardError(f"{board.name}: {block} has {held} clicks unaccounted: {counts}")
-        if former is not None and former[1] != counts["in"]:
-            raise BoardError(
-                f"{board.name}: {former[0]} let {former[1]} out, {block} took {counts['in']} in"
-            )
+        if former is not None:
+            name, given = former
+            given -= before_block if block == "announcer" else 0
+            if given != counts["in"]:
+                raise BoardError(
+                    f"{board.name}: {name} let {given} out, {block} took {counts['in']} in"
+                )
         former = (block, counts["out"])
         dropped |= {f"{block}: {reason}": count for reason, count in reasons.items()}
     return dropped

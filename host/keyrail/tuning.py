@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,18 @@ import numpy.typing as npt
 from keyrail import acquire, tag_path
 from keyrail.board import Board, BoardError
 from keyrail.contract import PERIOD_FRACTION_BITS, Mode, TagKind
+from keyrail.messages import ProtocolError
 from keyrail.training import TrainingError, find_first_slot
 
 NOMINAL_PERIOD_PS = 10_000
 BLANKING_SLOTS = 5
 """Slots blanked after each raw click: they last longer than the detectors' dead time."""
+HOLDOVER_PS = 100_000_000_000
+"""Dark for longer than this (100 ms), the slots are no longer trusted: clocks whose rates differ by
+10^-8 of what the loop knows come apart by a tenth of a slot of 10 ns in it."""
+HOLDOVER_WINDOWS = 3
+"""Hold-over lasts so many windows at least, so that one thin window costs no lock."""
+_CLEAR = 5.0  # standard deviations by which a channel's pulses must stand out
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Tuning:
         How sharply the clicks gather at one phase.
     detections_per_slot
         Clicks a slot after blanking, in the training slots.
+    phases
+        By channel: where its pulses lie in their slots, ps. The loop holds them there.
     """
 
     period: int
@@ -41,6 +51,7 @@ class Tuning:
     gate: tuple[int, int]
     visibility: float
     detections_per_slot: float
+    phases: Mapping[int, int]
 
     @property
     def period_ps(self) -> float:
@@ -51,12 +62,58 @@ class Tuning:
         """When a slot begins, ps."""
         return self.origin_ps + (slot * self.period >> PERIOD_FRACTION_BITS)
 
+    def tracking(self) -> tag_path.Tracking:
+        """Settings of the loop that follows the source from here on."""
+        window_log2 = tag_path.Tracking.window_for(self.period, self.detections_per_slot)
+        holdover = max(int(HOLDOVER_PS / self.period_ps), HOLDOVER_WINDOWS << window_log2)
+        return tag_path.Tracking(self.phases, window_log2, int(self.period_ps / 4), holdover)
+
     def apply(self, board: Board) -> None:
-        """Set the tag path; restarts it."""
+        """Set the tag path and its tracking loop, in the mode that the board is in.
+
+        A path that runs in key mode by this tuning already is left as it is: the loop has followed
+        the source since, and the registers say where it began.
+
+        Raises
+        ------
+        ProtocolError
+            If the loop of such a path has lost the source (`check_lock`).
+        """
+        if self._runs(board):
+            self.check_lock(board)
+            return
         tag_path.set_slots(board, self.period, self.origin_ps)
+        tag_path.set_tracking(board, self.tracking())
         tag_path.set_blanking(board, BLANKING_SLOTS)
         gates = dict.fromkeys(tag_path.OUTCOMES, self.gate)
         tag_path.set_gates(board, gates, tag_path.OUTCOMES)
+
+    def _runs(self, board: Board) -> bool:
+        # `tune` switches the loop off, and leaves key mode, which restarts the path.
+        return (
+            board.read("mode") == Mode.KEY
+            and bool(board.read_fields("tracker_control")["enable"])
+            and board.read("slotter_period") == self.period
+            and board.read("slotter_origin") == self.origin_ps & tag_path.TIME_MASK
+        )
+
+    def check_lock(self, board: Board) -> None:
+        """See that slots have been followed without a break since the tag path was set.
+
+        Raises
+        ------
+        ProtocolError
+            If the loop has lost the source: slots may be off by whole ones since then. The block
+            is to be discarded, and the receiver trained anew. A dark interval that hold-over
+            bridges is none.
+        """
+        counts = board.ledger("tracker")
+        if counts["lock_losses"]:
+            raise ProtocolError(
+                f"the receiver's tracking loop lost the source ({counts['dark']} dark, "
+                f"{counts['incoherent']} incoherent and {counts['astray']} astray of "
+                f"{counts['windows']} windows); the block is discarded"
+            )
 
 
 def tune(
@@ -88,6 +145,7 @@ def tune(
         If the slots are not found.
     """
     board.write("mode", Mode.INSTRUMENT)
+    tag_path.set_tracking(board, None)
     nominal = NOMINAL_PERIOD_PS << PERIOD_FRACTION_BITS
     if len(times) == 0:
         raise TrainingError("training pattern not found: no click during the training slots")
@@ -123,4 +181,16 @@ def tune(
     # One window for all channels: unequal gates would tell detectors apart.
     gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
     share = len(gated) / len(pattern)
-    return Tuning(found.period_fixed, origin, gate, found.visibility, share)
+    phases = _phases(found, channels)
+    return Tuning(found.period_fixed, origin, gate, found.visibility, share, phases)
+
+
+def _phases(found: acquire.Acquisition, channels: npt.NDArray[np.uint8]) -> dict[int, int]:
+    """Phase of each channel's pulses, ps: the middle of the slot where it does not stand out."""
+    phases = dict.fromkeys(tag_path.OUTCOMES, round(found.period_ps / 2))
+    for channel, phase in found.phase_by_channel.items():
+        clicks = int((channels == channel).sum())
+        clear = found.visibility_by_channel[channel] * np.sqrt(clicks) > _CLEAR
+        if channel in phases and clear:
+            phases[channel] = int(phase)
+    return phases

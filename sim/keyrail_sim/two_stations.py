@@ -7,6 +7,7 @@ For tests, fuzzing and figures: everything is seeded, so that a run can be had a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,9 @@ class TwoStations:
         Of each direction.
     board
         Opens a board by role and name.
+    light
+        The simulated link, of which the clocks count: intensities are the plan's, and nothing is
+        lost or misaligned.
     seed
         Of all randomness.
     """
@@ -111,6 +115,7 @@ class TwoStations:
         blocks: int | None = None,
         pads: int = 200,
         board: Callable[[Role, str], Board] = lambda role, name: keyrail.open(name),
+        light: LinkSettings | None = None,
         seed: int = 1,
     ) -> None:
         self.folder, self.plan, self.kind = folder, plan, kind
@@ -120,10 +125,14 @@ class TwoStations:
         self.runners: dict[Role, SenderRunner | ReceiverRunner] = {}
         self.paths = {role: folder / f"{name}.pool" for role, name in STATIONS.items()}
         provision(self.paths, TestRandom(seed, "pool"), pads)
-        light = LinkSettings(
-            distance_km=0.0, intensities=plan.intensities, misalignment=0.0, dark_counts_per_slot=0
+        link = replace(
+            light or LinkSettings(),
+            distance_km=0.0,
+            intensities=plan.intensities,
+            misalignment=0.0,
+            dark_counts_per_slot=0,
         )
-        self.fibre = Fibre(lambda epoch: Photonics(light, epoch + seed * (1 << 32)))
+        self.fibre = Fibre(lambda epoch: Photonics(link, epoch + seed * (1 << 32)))
         one, two = memory_transports()
         self.wires = {Role.SENDER: Wire(one), Role.RECEIVER: Wire(two)}
         self._starts = 0
