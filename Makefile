@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock bench clean
+.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-decode figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -89,6 +89,11 @@ figure-sifting_rates: env ## Rates and latencies of sifting, write docs/figures/
 	mv docs/figures/sifting_rates.json.new docs/figures/sifting_rates.json
 	$(RUN)python -m keyrail_sim.figures table docs/figures/sifting_rates.json > docs/figures/sifting_rates.md
 	$(RUN)python -m keyrail_sim.figures plot sifting_rates docs/figures/sifting_rates.json docs/figures/sifting_rates.svg
+
+figure-decode: env ## Decoding of T2 records beside ptufile and tttrlib, write docs/figures/decode.json.
+	$(RUN)python -m keyrail_sim.figures decode > docs/figures/decode.json.new
+	mv docs/figures/decode.json.new docs/figures/decode.json
+	$(RUN)python -m keyrail_sim.figures table docs/figures/decode.json > docs/figures/decode.md
 
 figure-acquisition: env ## Success rate of the acquisition, write docs/figures/acquisition.json and .svg.
 	$(RUN)python -m keyrail_sim.figures acquisition > docs/figures/acquisition.json.new

@@ -23,7 +23,15 @@ from keyrail.contract import PERIOD_FRACTION_BITS, STATE_WORD, TOEPLITZ_WORD, Bl
 from keyrail.contract import ToeplitzCommand as Command
 from keyrail.distil.toeplitz import Geometry
 from keyrail.layouts import zeros
-from keyrail_sim import acquisition, link_figure, overload, sifting, toeplitz_host, usb_figure
+from keyrail_sim import (
+    acquisition,
+    decode,
+    link_figure,
+    overload,
+    sifting,
+    toeplitz_host,
+    usb_figure,
+)
 
 TAGS, WORDS, HASH = 200_000, 100_000, (100_000, 20_000)
 
@@ -105,6 +113,7 @@ def main(arguments: list[str]) -> int:
     figures = {
         "simulation": simulation,
         "toeplitz_host": toeplitz_host.figure,
+        "decode": decode.figure,
         "overload": overload.figure,
         "usb": usb_figure.figure,
         "sifting": sifting.figure,
@@ -119,6 +128,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if arguments[:1] == ["table"] and len(arguments) == 2:
         pages = {
+            "decode": decode.table,
             "sifting": sifting.page,
             "sifting_rates": sifting.rates_page,
             "toeplitz_host": toeplitz_host.table,

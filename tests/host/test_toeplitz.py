@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toeplitz_known_answers as known_answers
+from keyrail import compiled
 from keyrail.distil import toeplitz_product as product
 from keyrail.distil.toeplitz import Geometry, implementation, seed_bits, toeplitz_hash
 from toeplitz_known_answers import reference
@@ -91,10 +92,10 @@ def test_the_product_refuses_words_that_do_not_fit():
 def unloaded(monkeypatch, tmp_path):
     """An empty cache, and nothing loaded yet; as before at the end."""
     monkeypatch.setenv("KEYRAIL_CACHE", str(tmp_path / "cache"))
-    product._loaded.cache_clear()
+    compiled._loaded.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    product._loaded.cache_clear()
+    compiled._loaded.cache_clear()
 
 
 def test_without_a_compiler_the_transform_serves(unloaded, monkeypatch):
@@ -124,13 +125,13 @@ def test_a_library_or_folder_that_others_may_write_is_not_used(unloaded):
     chosen, why = implementation()
     if chosen != "product":
         pytest.skip(f"no compiled product on this machine: {why}")
-    product._loaded.cache_clear()
+    compiled._loaded.cache_clear()
     (unloaded / "cache").chmod(0o777)
     assert implementation() == ("transform", f"{unloaded / 'cache'}: others may write it")
     (unloaded / "cache").chmod(0o700)
     (library,) = (unloaded / "cache").glob("toeplitz-product-*.so")
     library.chmod(0o722)
-    product._loaded.cache_clear()
+    compiled._loaded.cache_clear()
     chosen, why = implementation()
     assert chosen == "transform"
     assert "others may write it" in why
