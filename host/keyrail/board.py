@@ -15,6 +15,7 @@ from keyrail.contract import (
     MAGIC,
     Access,
     Direction,
+    Randomness,
     Register,
     Role,
     Stream,
@@ -23,6 +24,7 @@ from keyrail.contract import (
 )
 from keyrail.errors import ContractMismatch, KeyrailError, MissingExtra, SettingError
 from keyrail.layouts import Structured, pack, unpack
+from keyrail.randomness import Label, named_label
 
 STATIONS = {"alice": Role.SENDER, "bob": Role.RECEIVER}
 """Names of the simulated stations."""
@@ -212,6 +214,16 @@ class Board(ABC):
             **self.read_fields("configuration"),
             **sender,
         }
+
+    def randomness(self) -> dict[str, Label]:
+        """Source of each use of randomness that the board itself answers for, by its label.
+
+        A sender's states: with the on-board generator (computational) it says so, whatever the
+        host claims of the states; else it repeats the host's word.
+        """
+        if self.role is not Role.SENDER:
+            return {}
+        return {"states": named_label(Randomness(self.read("states_randomness")).name)}
 
     def ledger(self, block: str, at_frame: bool = False) -> dict[str, int]:
         """Counters of a block by name, live or as the last frame marker found them."""

@@ -97,6 +97,13 @@ def cli() -> None:
 @click.option(
     "--eve", type=float, default=0.0, show_default=True, help="Intercept-resend share, 0 to 1."
 )
+@click.option(
+    "--states",
+    type=str,
+    default="host",
+    show_default=True,
+    help="host: drawn by the control PC; generator: made on the board by a cipher (computational).",
+)
 @click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
 @click.option("--report", type=str, default=None, help="Write an HTML report with plots.")
 def demo(
@@ -105,6 +112,7 @@ def demo(
     seed: int | None,
     backend: str,
     eve: float,
+    states: str,
     json_file: str | None,
     report: str | None,
 ) -> None:
@@ -117,7 +125,7 @@ def demo(
     from keyrail import report as reports
 
     settings = demonstration.DemoSettings(
-        distance_km=distance, slots=slots, seed=seed, backend=backend, eve=eve
+        distance_km=distance, slots=slots, seed=seed, backend=backend, eve=eve, states=states
     )
     _writable(json_file, "--json")
     _writable(report, "--report")

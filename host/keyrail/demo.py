@@ -18,7 +18,7 @@ from keyrail.distil.estimate import DecoySource
 from keyrail.errors import MissingExtra, SettingError
 from keyrail.link import memory_pair
 from keyrail.messages import ProtocolError
-from keyrail.randomness import OsRandom, RandomSource, TestRandom
+from keyrail.randomness import OsRandom, RandomSource, TestRandom, security, uses_text
 from keyrail.session import (
     BlockResult,
     DistilSettings,
@@ -26,6 +26,7 @@ from keyrail.session import (
     SenderDistiller,
     run_pair,
 )
+from keyrail.simulated_generator import simulated_generator
 from keyrail.source import quantised, random_states
 from keyrail.station import ReceiverStation, SenderStation, check_tallies
 from keyrail.training import TrainingError, training_states
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 BACKENDS = {"rtl": "sim", "model": "sim-model"}
 """Kind of board by the name of the back end."""
+STATES_FROM = ("host", "generator")
 MINIMUM_SLOTS, MAXIMUM_SLOTS = 10_000, 100_000_000
 TRAINING_SLOTS = 1 << 20
 """Published slots before the block, for period, phase and slot origin."""
@@ -64,6 +66,9 @@ class DemoSettings:
         ``rtl`` or ``model``.
     eve
         Share of pulses that an eavesdropper intercepts and resends, 0 to 1.
+    states
+        ``host``, which draws the states and feeds them, or ``generator``: the board makes them by
+        a standard cipher (computational).
     """
 
     distance_km: float = 25.0
@@ -71,6 +76,7 @@ class DemoSettings:
     seed: int | None = None
     backend: str = "rtl"
     eve: float = 0.0
+    states: str = "host"
 
     def __post_init__(self) -> None:
         if not 0 <= self.distance_km <= 500:
@@ -83,6 +89,8 @@ class DemoSettings:
             raise SettingError("--backend", self.backend, " or ".join(BACKENDS))
         if not 0 <= self.eve <= 1:
             raise SettingError("--eve", self.eve, "0 to 1")
+        if self.states not in STATES_FROM:
+            raise SettingError("--states", self.states, " or ".join(STATES_FROM))
 
 
 @dataclass
@@ -178,7 +186,9 @@ class DemoResult:
             "link_authenticated": result.authenticated,
             "hash_on": self.hash_on,
             "block_memory_on": "host" if self.block_on_host else "board",
+            "states_from": self.settings.states,
             "randomness": self.randomness,
+            "security": security(self.randomness.values()),
             "dropped": self.dropped,
             "period_ps": self.period_ps,
             "tracking": self.tracking,
@@ -208,7 +218,8 @@ class DemoResult:
                 {"board": "both boards", "host": "both control PCs"}.get(self.hash_on, "-"),
             ),
             ("Block memory on", "control PC" if self.block_on_host else "board"),
-            ("Randomness", ", ".join(f"{use}: {label}" for use, label in self.randomness.items())),
+            ("Randomness", uses_text(self.randomness)),
+            ("Security by randomness", security(self.randomness.values())),
             ("Classical link", "authenticated" if result.authenticated else "NOT authenticated"),
         ]
         if self.tracking:
@@ -336,8 +347,12 @@ def _block(
 
     alice_end, bob_end = memory_pair()
     coins, states = sources("coins"), sources("states")
-    alice = SenderStation(alice_board, alice_end, states.label)
-    outcome.randomness = {"states": states.label, "coins": coins.label}
+    made, states_of = None, None
+    if settings.states == "generator":
+        drawn = sources("generator key")
+        made, states_of = simulated_generator(drawn, P_Z, P_SIGNAL)
+        outcome.randomness["generator key"] = drawn.label
+    alice = SenderStation(alice_board, alice_end, states.label, made)
     bob = ReceiverStation(bob_board, bob_end, coins)
     alice_board.write("mode", Mode.KEY)
     alice_board.run()
@@ -352,13 +367,18 @@ def _block(
     counts: list[int] = []
     with timer.stage("quantum phase") as report:
         alice.open(1, first, last, on_host)
+        # By the board's own word: it knows of its generator, whatever the host says.
+        outcome.randomness |= {**alice_board.randomness(), "coins": coins.label}
         bob.open(on_host)
         for begin in range(0, settings.slots, CHUNK_SLOTS):
             slots = min(CHUNK_SLOTS, settings.slots - begin)
             emitted = np.zeros(-(-slots // STATES_PER_WORD) * STATES_PER_WORD, np.uint8)
-            emitted[:slots] = random_states(states.bytes, slots, P_Z, source.probabilities[0])
+            if states_of is not None:
+                emitted[:slots] = states_of(first + begin, slots)
+            else:
+                emitted[:slots] = random_states(states.bytes, slots, P_Z, source.probabilities[0])
+                alice.emit(emitted)
             clicks = photonics.detect(emitted[:slots], first + begin)
-            alice.emit(emitted)
             counts.append(bob.measure(clicks.times, clicks.channels))
             alice.look_up()
             report((begin + slots) / settings.slots, f"{counts[-1]:,} detections")

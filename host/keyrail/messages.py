@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from keyrail.contract import SLOT_BITS
 from keyrail.errors import KeyrailError
+from keyrail.randomness import Label
 
 Bits = npt.NDArray[np.uint8]
 
@@ -24,6 +25,10 @@ Index = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Reason = Annotated[str, msgspec.Meta(max_length=500)]
 KeyId = Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
+Uses = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=40)], Label], msgspec.Meta(max_length=32)
+]
+"""Label of each use of randomness, by its name."""
 
 
 class ProtocolError(KeyrailError):
@@ -262,12 +267,13 @@ class Accept(Message, frozen=True):
     """Either: it accepts the block, or gives it up.
 
     With it go what the pools of one-time key hold, and what of the new key goes into them (pads of
-    the sender's and the receiver's direction).
+    the sender's and the receiver's direction), and the label of each of its uses of randomness.
     """
 
     accepted: bool
     pool_ends: tuple[Index, Index] = (0, 0)
     refill: tuple[Count, Count] = (0, 0)
+    randomness: Uses = {}
 
 
 class PhaseTag(Message, frozen=True):

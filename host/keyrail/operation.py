@@ -43,10 +43,12 @@ from keyrail.keystore import Keystore
 from keyrail.light import ReceiverLight, SenderLight
 from keyrail.link import LinkEnd, receive
 from keyrail.messages import Message, ProtocolError, decode, encode
-from keyrail.randomness import RandomSource
+from keyrail.randomness import Label, RandomSource, named_label, security
 from keyrail.session import BlockResult, DistilSettings, ReceiverDistiller, SenderDistiller
+from keyrail.simulated_generator import StatesOf
 from keyrail.source import quantised, random_states
 from keyrail.station import (
+    GeneratorKey,
     ReceiverStation,
     SenderStation,
     Sifted,
@@ -139,6 +141,8 @@ class BlockReport:
         Bits of key stored for use, without those that went into the pools.
     reason
         Why there is no key, else empty.
+    security
+        What the key may be called by the randomness it comes from.
     """
 
     block: int
@@ -149,6 +153,7 @@ class BlockReport:
     secret_bits: int = 0
     reason: str = ""
     epsilon: float = 0.0
+    security: str = ""
 
     def text(self) -> str:
         """One line."""
@@ -162,7 +167,7 @@ class BlockReport:
             head += f", Z {result.qber_z:.2%}"
         if self.reason:
             return f"{head}; no key: {self.reason}"
-        return f"{head}; {self.secret_bits:,} secret bits (estimate)"
+        return f"{head}; {self.secret_bits:,} secret bits (estimate), {self.security}"
 
 
 class BlockChannel(LinkEnd):
@@ -551,15 +556,22 @@ class Runner:
         return counters[Role.SENDER].end, counters[Role.RECEIVER].end
 
     def _ledger(
-        self, channel: BlockChannel, report: BlockReport, result: BlockResult, refill: int
+        self,
+        channel: BlockChannel,
+        report: BlockReport,
+        result: BlockResult,
+        refill: int,
+        theirs: messages.Accept,
     ) -> dict[str, Any]:
         estimate = result.estimate
         assert estimate is not None
         counts = estimate.counts
-        labels = dict(result.randomness)
-        for purpose, source in self._made.items():
-            labels[purpose] = source.label
+        labels, other = self._labels(result), theirs.randomness
         report.epsilon = channel.epsilon
+        # Both stations' uses count; one that names none vouches for nothing.
+        report.security = security(
+            [*labels.values(), *other.values(), self.pool.label] if other else []
+        )
         return {
             "session": channel.session.hex(),
             "block": channel.block,
@@ -579,8 +591,22 @@ class Runner:
             "length_is": estimate.label,
             "for": "demonstrations: no proof is applied yet",
             "randomness": labels,
+            "randomness_of_the_other": other,
             "pool_randomness": self.pool.label,
+            "security": report.security,
         }  # fmt: skip
+
+    def _labels(self, result: BlockResult) -> dict[str, Label]:
+        """Label of each use of randomness that a block's key rests on at this station."""
+        return {**result.randomness, **self._uses()}
+
+    def _uses(self) -> dict[str, Label]:
+        """Label of each use of randomness so far, by its name."""
+        return {purpose: source.label for purpose, source in self._made.items()}
+
+    def randomness(self) -> dict[str, Label]:
+        """Label of each use of randomness so far, the pools' first key among them."""
+        return {**self._uses(), "authentication": named_label(self.pool.label)}
 
     def _cut(self, secret: Bits, refill: tuple[int, int]) -> tuple[dict[Role, bytes], Bits]:
         """The pads of both directions, and what is left of a key."""
@@ -619,6 +645,9 @@ class SenderRunner(Runner):
         How long the light waits for announcements; then their frames are taken for lost.
     blocks
         Blocks to make before it ends; None for no end.
+    generates
+        The board makes the states: gives a key for it and, for the light, the states that it
+        makes, from a source and the probabilities of Z and signal. None: the host draws them.
     """
 
     role = Role.SENDER
@@ -630,10 +659,13 @@ class SenderRunner(Runner):
         horizon_slots: int = 1 << 17,
         patience_s: float = 2.0,
         blocks: int | None = None,
+        generates: Callable[[RandomSource, float, float], tuple[GeneratorKey, StatesOf]]
+        | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self._light, self._horizon, self._patience = light, horizon_slots, patience_s
+        self._generates = generates
         self._blocks = blocks
         self._epoch = 0
         self._slot = 0
@@ -684,6 +716,9 @@ class SenderRunner(Runner):
             done = yield from self._guarded(channel, self._block(channel))
             failures += not done
 
+    def _uses(self) -> dict[str, Label]:
+        return {**super()._uses(), **self.board.randomness()}
+
     def _begin_light(self) -> None:
         self._epoch = (self._epoch + 1) % (1 << 32)
         self._light.restart(self._epoch)
@@ -709,7 +744,17 @@ class SenderRunner(Runner):
 
     def _block(self, channel: BlockChannel) -> Step:
         board, plan = self.board, self.plan
-        station = SenderStation(board, channel, self.sources("states").label)
+        made, states_of = None, None
+        if self._generates is None:
+            label = self.sources("states").label
+        else:
+            # A new key for each block; the wipe ends the old one, and its record of slots made.
+            board.write("wipe", 1)
+            board.run()
+            source = self.sources("generator key")
+            made, states_of = self._generates(source, plan.p_z, plan.p_signal)
+            label = source.label
+        station = SenderStation(board, channel, label, made)
         self._stations[channel.block] = station
         board.write("mode", Mode.KEY)
         board.run()
@@ -717,7 +762,7 @@ class SenderRunner(Runner):
         memory = 1 << board.read_fields("configuration")["block_memory_log2"]
         station.open(channel.block, first, last, 1.1 * plan.block_slots * self._share > memory)
         yield from receive(channel, messages.BlockOpened)
-        yield from self._emit(channel, station, first, last)
+        yield from self._emit(channel, station, first, last, states_of)
         while not channel.pending:
             self._look_up(channel, station)
             yield
@@ -742,8 +787,15 @@ class SenderRunner(Runner):
             station.take(channel.live.popleft())
             self.moved = True
 
-    def _emit(self, channel: BlockChannel, station: SenderStation, first: int, last: int) -> Step:
-        plan, states = self.plan, self.sources("states")
+    def _emit(
+        self,
+        channel: BlockChannel,
+        station: SenderStation,
+        first: int,
+        last: int,
+        states_of: StatesOf | None,
+    ) -> Step:
+        plan = self.plan
         while self._slot <= last:
             begin, slots = self._slot, min(plan.chunk_slots, last + 1 - self._slot)
             guard = 0
@@ -760,12 +812,15 @@ class SenderRunner(Runner):
                     break
                 yield
             emitted = np.zeros(slots + guard, np.uint8)
-            emitted[:slots] = random_states(
-                states.bytes, slots, plan.p_z, plan.source.probabilities[0]
-            )
+            if states_of is not None:
+                emitted[:slots] = states_of(begin, slots)
+            else:
+                emitted[:slots] = random_states(
+                    self.sources("states").bytes, slots, plan.p_z, plan.source.probabilities[0]
+                )
+                # The board's words end with the block; only the light goes on for the guard.
+                station.emit(emitted[: slots + -slots % STATES_PER_WORD])
             self._slot += slots + guard
-            # The board's words end with the block; only the light goes on for the guard.
-            station.emit(emitted[: slots + -slots % STATES_PER_WORD])
             self._light.emit(begin, emitted)
             self.moved = True
             yield
@@ -777,7 +832,7 @@ class SenderRunner(Runner):
             wanted = self.pool.refill_wanted(len(secret), self.plan.authentication_share)
             refill = wanted[Role.SENDER], wanted[Role.RECEIVER]
             ends = self._ends()
-            channel.send(messages.Accept(True, ends, refill))
+            channel.send(messages.Accept(True, ends, refill, self._labels(result)))
             channel.send_tag()
             other = yield from receive(channel, messages.Accept)
             yield from channel.check_tag()
@@ -788,7 +843,7 @@ class SenderRunner(Runner):
             # The receiver has the key on disk: from here on it is this station's word that counts.
             pads, rest = self._cut(secret, refill)
             key_id = self._key_id(channel)
-            ledger = self._ledger(channel, report, result, sum(refill))
+            ledger = self._ledger(channel, report, result, sum(refill), other)
             self.keystore.store(key_id, rest, ledger, released=True)
             report.secret_bits = len(rest)
             self._refill(pads)
@@ -1002,9 +1057,10 @@ class ReceiverRunner(Runner):
                 raise ProtocolError("the sender would put too much of the key into the pools")
             pads, rest = self._cut(secret, accept.refill)
             key_id = self._key_id(channel)
-            ledger = self._ledger(channel, report, result, sum(accept.refill))
+            ledger = self._ledger(channel, report, result, sum(accept.refill), accept)
             self.keystore.store(key_id, rest, ledger, released=False)
-            channel.send(messages.Accept(True, accept.pool_ends, accept.refill))
+            labels = self._labels(result)
+            channel.send(messages.Accept(True, accept.pool_ends, accept.refill, labels))
             channel.send_tag()
             channel.next_phase()
             released = yield from receive(channel, messages.Released)

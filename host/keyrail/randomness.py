@@ -9,13 +9,24 @@ Only ``hardware`` throughout may be called information-theoretic.
 import builtins
 import hashlib
 import os
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from keyrail.errors import KeyrailError
 
-__all__ = ["LABELS", "DeviceRandom", "Label", "OsRandom", "RandomSource", "TestRandom"]
+__all__ = [
+    "LABELS",
+    "DeviceRandom",
+    "Label",
+    "OsRandom",
+    "RandomSource",
+    "TestRandom",
+    "named_label",
+    "security",
+    "uses_text",
+]
 
 Label = Literal["hardware", "os", "generator", "test"]
 
@@ -26,6 +37,13 @@ LABELS: dict[Label, str] = {
     "test": "a seeded generator: repeatable, never secret",
 }
 """Every declared kind of source, and what it promises."""
+
+_SHORT: dict[Label, str] = {
+    "hardware": "information-theoretic",
+    "os": "computational",
+    "generator": "on the board, computational",
+    "test": "never secret",
+}
 
 _DOMAIN = b"keyrail test stream 1"  # the number changes if the stream ever does
 
@@ -219,6 +237,52 @@ class TestRandom:
 
     def __repr__(self) -> str:
         return f"TestRandom(seed={self.seed}, purpose={self.purpose!r})"
+
+
+def named_label(name: str) -> Label:
+    """The label of that name.
+
+    Raises
+    ------
+    KeyrailError
+        If there is none.
+    """
+    for label in LABELS:
+        if label == name.lower():
+            return label
+    raise KeyrailError(f"randomness {name!r}: allowed is {', '.join(LABELS)}")
+
+
+def security(labels: Iterable[str]) -> str:
+    """What a key may be called whose uses of randomness have these labels.
+
+    Parameters
+    ----------
+    labels
+        Of `LABELS`, one for each use; no label at all vouches for nothing.
+
+    Returns
+    -------
+    str
+        ``information-theoretic`` (only with ``hardware`` throughout), ``computational`` or
+        ``not secret``.
+
+    Raises
+    ------
+    KeyrailError
+        If a label is none of `LABELS`.
+    """
+    found = {named_label(label) for label in labels}
+    if not found or "test" in found:
+        return "not secret"
+    return "information-theoretic" if found == {"hardware"} else "computational"
+
+
+def uses_text(labels: Mapping[str, str]) -> str:
+    """Each use of randomness with its source, and what the source promises, on one line."""
+    return ", ".join(
+        f"{use}: {label} ({_SHORT[named_label(label)]})" for use, label in labels.items()
+    )
 
 
 def _count(n: int) -> int:

@@ -21,8 +21,17 @@ from keyrail.fibre import FibreReceiver, FibreSender, FibreServer
 from keyrail.keystore import Keystore
 from keyrail.light import Detector
 from keyrail.operation import PADS_PER_BLOCK, ReceiverRunner, Runner, SenderRunner
-from keyrail.randomness import OsRandom, RandomSource, TestRandom
+from keyrail.randomness import (
+    Label,
+    OsRandom,
+    RandomSource,
+    TestRandom,
+    named_label,
+    security,
+    uses_text,
+)
 from keyrail.settings import FibreSettings, StationSettings
+from keyrail.simulated_generator import simulated_generator
 from keyrail.transport import ZmqTransport
 from keyrail.tuning import BLANKING_SLOTS
 
@@ -124,7 +133,13 @@ def run_station(settings: StationSettings, say: Say, blocks: int | None = None) 
             emits = FibreSender(settings.fibre, settings.board)
             stack.callback(emits.close)
             horizon = 1 << opened.read_fields("configuration")["horizon_log2"]
-            runner = SenderRunner(*common, light=emits, horizon_slots=horizon, blocks=blocks)
+            runner = SenderRunner(
+                *common,
+                light=emits,
+                horizon_slots=horizon,
+                blocks=blocks,
+                generates=simulated_generator if settings.states_from == "generator" else None,
+            )
         else:
             detects = FibreReceiver(settings.fibre, settings.board)
             stack.callback(detects.close)
@@ -133,9 +148,20 @@ def run_station(settings: StationSettings, say: Say, blocks: int | None = None) 
         pump.start()
         stack.callback(pump.stop)
         say(f"{settings.role.name.lower()} on {settings.board}; {runner.budget()}")
+        say(f"randomness: {randomness_text(settings, runner)}")
         _loop(runner, pump, stopping, say)
         say(f"stopped; {runner.budget()}")
         return _summary(runner)
+
+
+def randomness_text(settings: StationSettings, runner: Runner) -> str:
+    """Where the station's randomness is from, and what a key of it may be called."""
+    source: Label = "test" if settings.randomness == "test" else "os"
+    labels = {"every use": source, "authentication": named_label(runner.pool.label)}
+    if settings.states_from == "generator":
+        labels = {"states": "generator", "every other use": source, **labels}
+        del labels["every use"]
+    return f"{uses_text(labels)}; keys are {security(labels.values())}"
 
 
 def _loop(
@@ -160,6 +186,8 @@ def _summary(runner: Runner) -> dict[str, Any]:
     return {
         "role": runner.role.name.lower(),
         **{name.replace(" ", "_"): count for name, count in sorted(runner.totals.items())},
+        "randomness": runner.randomness(),
+        "security": security(runner.randomness().values()),
         "keys_released": runner.keystore.released(),
         "pads_left": {role.name.lower(): runner.pool.left(role) for role in Role},
         "pads_spent": runner.authenticator.spent,
@@ -172,6 +200,7 @@ def _summary(runner: Runner) -> dict[str, Any]:
                 "detections": report.detections,
                 "frames_lost": report.frames_lost,
                 "secret_bits": report.secret_bits,
+                "security": report.security,
                 "reason": report.reason,
             }
             for report in list(runner.reports)[-20:]

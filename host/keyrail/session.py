@@ -29,7 +29,7 @@ from keyrail.distil.estimate import (
 from keyrail.distil.toeplitz import seed_bits
 from keyrail.link import LinkEnd, receive
 from keyrail.messages import BitString, Message, ProtocolError
-from keyrail.randomness import RandomSource
+from keyrail.randomness import Label, RandomSource
 
 Bits = npt.NDArray[np.uint8]
 Sources = Callable[[str], RandomSource]
@@ -99,7 +99,7 @@ class BlockResult:
     estimate: KeyLengthEstimate | None = None
     verified: bool = False
     authenticated: bool = False
-    randomness: dict[str, str] = field(default_factory=dict)
+    randomness: dict[str, Label] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property

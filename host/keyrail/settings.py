@@ -170,6 +170,8 @@ class StationSettings:
         Address of the fibre between simulated boards; None with a real board.
     randomness, seed
         ``os`` or ``test``, and the seed of the latter.
+    states_from
+        Sender: ``host``, or ``generator`` where the board makes the states (computational).
     plan, timing
         Settings of blocks, shared with the other station, and of the exchange.
     planned_loss_db
@@ -185,6 +187,7 @@ class StationSettings:
     fibre: str | None
     randomness: str
     seed: int
+    states_from: str
     plan: Plan
     timing: Timing
     planned_loss_db: float
@@ -240,6 +243,8 @@ def station_settings(path: str | Path) -> StationSettings:
     kinds = ("os", "test") if simulated else ("os",)
     randomness = random.text("source", " or ".join(kinds), kinds.__contains__, "os")
     seed = random.whole("seed", 0, (1 << 63) - 1, 0)
+    makers = ("host", "generator") if role is Role.SENDER else ("host",)
+    states_from = random.text("states", " or ".join(makers), makers.__contains__, "host")
     random.finish()
 
     block = top.table("block")
@@ -263,8 +268,9 @@ def station_settings(path: str | Path) -> StationSettings:
     block.finish()
     top.finish()
     return StationSettings(
-        role, board, listen, connect, pool, keystore, fibre, randomness, seed, plan, timing, loss
-    )
+        role, board, listen, connect, pool, keystore, fibre, randomness, seed, states_from, plan,
+        timing, loss,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from keyrail.contract import (
     CHOICE_WORD,
     CHOICES_PER_WORD,
     COIN,
+    KEY_WORD,
     REPLY,
     SLOT_BITS,
     BlockCommand,
@@ -164,11 +165,32 @@ class Station:
         return hash_on_board(self.board, key, seed, output_bits)
 
 
+@dataclass(frozen=True)
+class GeneratorKey:
+    """What the board's generator makes a block's states from.
+
+    Parameters
+    ----------
+    key
+        32 bytes, secret, for one block.
+    nonce
+        64 bits, public.
+    z, signal
+        Probabilities of basis Z and of the signal intensity, in 2^-16.
+    """
+
+    key: bytes = field(repr=False)
+    nonce: int
+    z: int
+    signal: int
+
+
 class SenderStation(Station):
     """The sender's station in the quantum and the basis phase.
 
     The board remembers the last states in its ring; this station keeps a copy of what it fed and
-    answers for slots that have left it (`StateCopy`).
+    answers for slots that have left it (`StateCopy`). With a `GeneratorKey` the board makes the
+    states itself, and again where they have left its ring.
 
     Parameters
     ----------
@@ -178,6 +200,8 @@ class SenderStation(Station):
         Its end of the message link.
     randomness
         Label of the source of the states that are fed.
+    generator
+        The board makes the states, from this key; None: they are fed.
 
     Attributes
     ----------
@@ -189,9 +213,16 @@ class SenderStation(Station):
         All detections before this slot have been announced, or lost.
     """
 
-    def __init__(self, board: Board, link: LinkEnd, randomness: Label = "os") -> None:
+    def __init__(
+        self,
+        board: Board,
+        link: LinkEnd,
+        randomness: Label = "os",
+        generator: GeneratorKey | None = None,
+    ) -> None:
         super().__init__(board, link)
         self.randomness = randomness
+        self.generator = generator
         self._copy = StateCopy()
         self._begin(0, 0)
 
@@ -204,14 +235,39 @@ class SenderStation(Station):
         self.announced_until = first_slot
 
     def open(self, block_id: int, first_slot: int, last_slot: int, on_host: bool) -> None:
-        """Step 1: agree on a block; its slots are fixed beforehand."""
+        """Step 1: agree on a block; its slots are fixed beforehand.
+
+        Raises
+        ------
+        BoardError
+            If the board's generator has no key, or had made these slots' states before.
+        """
         self.block_id = block_id
         self._begin(first_slot, last_slot)
         self._copy.begin(first_slot)
-        self.board.write("source", label=Randomness[self.randomness.upper()], recall=1)
+        made = self.generator
+        label = Randomness[self.randomness.upper()]
+        self.board.write("source", label=label, recall=1, generator=int(made is not None))
         self.board.write("states_first_slot", first_slot)
+        if made is not None:
+            self._load(made)
         self._open(first_slot, last_slot, on_host)
+        if made is not None:
+            status = self.board.read_fields("source_status")
+            if status["repeated"] or not status["keyed"]:
+                self.discard()
+                why = "made these states before: wipe it" if status["keyed"] else "has no key"
+                raise BoardError(f"{self.board.name}: the generator {why}")
         self.link.send(messages.OpenBlock(block_id, first_slot, last_slot))
+
+    def _load(self, made: GeneratorKey) -> None:
+        """Give the board's generator its key: one for each block, which overwrites the last."""
+        self.board.write("generator_bias", z=made.z, signal=made.signal)
+        self.board.write("generator_nonce", made.nonce)
+        words = zeros(KEY_WORD, len(made.key) // KEY_WORD.bytes)
+        words["bits"] = np.frombuffer(made.key, "<u8")
+        self.board.send("generator_key", words)
+        self.board.run()
 
     def emit(self, states: Bits) -> None:
         """Feed the states of the next slots to the board, which drives the modulators.
@@ -221,7 +277,14 @@ class SenderStation(Station):
         states
             State codes (``state`` record), one a slot; the number is a multiple of 16, padded
             after the block's last slot.
+
+        Raises
+        ------
+        BoardError
+            If the board makes the states itself.
         """
+        if self.generator is not None:
+            raise BoardError(f"{self.board.name}: the board makes the states itself")
         self._copy.feed(states)
         self.board.send("states", state_words(states))
         self.board.run()

@@ -6,7 +6,16 @@ import hashlib
 import numpy as np
 import pytest
 
-from keyrail.randomness import LABELS, OsRandom, RandomSource, TestRandom
+from keyrail.errors import KeyrailError
+from keyrail.randomness import (
+    LABELS,
+    OsRandom,
+    RandomSource,
+    TestRandom,
+    named_label,
+    security,
+    uses_text,
+)
 
 
 def bits(data: bytes) -> np.ndarray:
@@ -70,3 +79,29 @@ def test_repr_shows_no_bytes() -> None:
     before = repr(source)
     source.bytes(5)
     assert repr(source) == before == "TestRandom(seed=1, purpose='x')"
+
+
+@pytest.mark.parametrize(
+    ("labels", "promised"),
+    [
+        (["hardware", "hardware"], "information-theoretic"),
+        (["hardware", "generator"], "computational"),
+        (["os", "hardware"], "computational"),
+        (["generator", "test"], "not secret"),
+        ([], "not secret"),
+    ],
+)
+def test_only_hardware_throughout_is_information_theoretic(labels, promised):
+    assert security(labels) == promised
+
+
+def test_each_use_is_shown_with_what_its_source_promises():
+    text = uses_text({"states": "generator", "coins": "hardware", "seed": "os"})
+    assert text == (
+        "states: generator (on the board, computational), coins: hardware (information-theoretic), "
+        "seed: os (computational)"
+    )
+    assert named_label("GENERATOR") == "generator"
+    for wrong in (lambda: uses_text({"states": "dice"}), lambda: security(["dice"])):
+        with pytest.raises(KeyrailError, match="'dice': allowed is hardware, os, generator, test"):
+            wrong()

@@ -324,6 +324,7 @@ def test_identity(kind):
         # The generator is computational, whatever the host says of it.
         alice.write("source", generator=1, label=Randomness.HARDWARE)
         assert alice.identify()["states_randomness"] == Randomness.GENERATOR
+        assert alice.randomness() == {"states": "generator"}
         alice.write("source", label=Randomness.HARDWARE)
         assert alice.identify()["states_randomness"] == Randomness.HARDWARE
         assert identity["toeplitz_input_log2"] == 18

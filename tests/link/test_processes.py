@@ -43,6 +43,7 @@ connect = "ipc://{folder}/fibre.socket"
 [randomness]
 source = "test"
 seed = 3
+{states}
 """
 FIBRE = """
 listen = "ipc://{folder}/fibre.socket"
@@ -67,7 +68,10 @@ def free_port() -> int:
 def folder(tmp_path):
     port = free_port()
     for role, name, joins in (("sender", "alice", "listen"), ("receiver", "bob", "connect")):
-        text = STATION.format(role=role, name=name, joins=joins, port=port, folder=tmp_path)
+        states = 'states = "generator"' if role == "sender" else ""
+        text = STATION.format(
+            role=role, name=name, joins=joins, port=port, folder=tmp_path, states=states
+        )
         (tmp_path / f"{name}.toml").write_text(text + BLOCK)
     (tmp_path / "fibre.toml").write_text(FIBRE.format(folder=tmp_path))
     return tmp_path
@@ -108,13 +112,25 @@ def test_three_processes_make_a_key_and_stop_cleanly(folder):
         for process in (alice, bob, fibre):
             process.kill()
             process.wait()
-    assert "secret bits (estimate)" in said
+    assert "secret bits (estimate), not secret" in said
+    # Where randomness comes from: in what is said, in the counts, and with each key.
+    assert "randomness: states: generator (on the board, computational)" in said
+    assert "every other use: test (never secret)" in said
     summary = json.loads((folder / "alice.json").read_text())
     assert summary["keys"] == 1
+    assert summary["randomness"]["states"] == "generator"
+    assert summary["randomness"]["authentication"] == "os"
+    assert summary["security"] == summary["blocks_last"][0]["security"] == "not secret"
     stores = {name: Keystore(folder / f"{name}.keys") for name in ("alice", "bob")}
     released = stores["alice"].released()
     assert list(released) == list(stores["bob"].released())
     for key_id in released:
+        ledgers = [stores[name].ledger(key_id) for name in ("alice", "bob")]
+        assert ledgers[0]["randomness"] == ledgers[1]["randomness_of_the_other"]
+        assert ledgers[1]["randomness"] == ledgers[0]["randomness_of_the_other"]
+        assert ledgers[0]["randomness"]["states"] == "generator"
+        assert ledgers[1]["randomness"]["coins"] == "test"
+        assert [ledger["security"] for ledger in ledgers] == ["not secret"] * 2
         assert (stores["alice"].key(key_id) == stores["bob"].key(key_id)).all()
     for store in stores.values():
         assert store.path.stat().st_mode & 0o777 == 0o600
@@ -148,6 +164,8 @@ def changed(folder, name, old, new):
         ("alice.toml", "sim-model:alice", "usb:1", "fibre: holds secrets of simulated boards"),
         ("alice.toml", "[fibre]", "[[fibre]]", "is no table"),
         ("alice.toml", "role =", "role", "no TOML"),
+        ("alice.toml", '"generator"', '"dice"', "randomness.states: 'dice'; allowed is host or"),
+        ("bob.toml", "seed = 3", 'states = "generator"', "'generator'; allowed is host"),
         ("fibre.toml", "ipc://", "tcp://192.0.2.1:7/", "lets other machines at the states"),
         ("fibre.toml", "misalignment = 0", "misalignment = 2", "link.misalignment: 2; allowed"),
     ],
