@@ -15,7 +15,9 @@ from keyrail.contract import Role
 from keyrail.errors import KeyrailError
 from keyrail.keystore import Keystore
 from keyrail.settings import fibre_settings, station_settings
+from keyrail_sim import verilated
 
+pytestmark = pytest.mark.xdist_group("stations")
 KEYRAIL = Path(sys.executable).parent / "keyrail"
 
 BLOCK = """
@@ -30,7 +32,7 @@ planned_loss_db = 3
 """
 STATION = """
 role = "{role}"
-board = "sim-model:{name}"
+board = "sim:{name}"
 pool = "{name}.pool"
 keystore = "{name}.keys"
 
@@ -91,6 +93,8 @@ def start(*arguments):
 
 
 def test_three_processes_make_a_key_and_stop_cleanly(folder):
+    """The boards run the real gateware: built before, as a build takes longer than a block."""
+    verilated.build_all()
     done = run("provision", folder / "alice.pool", folder / "bob.pool", "--pads", 64)
     assert done.returncode == 0, done.stderr
     again = run("provision", folder / "alice.pool", folder / "bob.pool")
@@ -149,7 +153,7 @@ def changed(folder, name, old, new):
     ("name", "old", "new", "error"),
     [
         ("alice.toml", 'role = "sender"', 'role = "eve"', "role: 'eve'; allowed is sender or"),
-        ("alice.toml", "sim-model:alice", "sim:bob", "board: 'sim:bob'; allowed is sim:alice or"),
+        ("alice.toml", "sim:alice", "sim:bob", "board: 'sim:bob'; allowed is sim:alice or"),
         (
             "alice.toml",
             "slots = 1000000",
@@ -161,7 +165,7 @@ def changed(folder, name, old, new):
         ("alice.toml", "decoy", "decoys", "block.decoys: unknown key; allowed is signal"),
         ("alice.toml", "listen = ", "port = ", "link.listen: one of listen and connect is needed"),
         ("alice.toml", "tcp://127.0.0.1", "127.0.0.1", "allowed is tcp://HOST:PORT or ipc://PATH"),
-        ("alice.toml", "sim-model:alice", "usb:1", "fibre: holds secrets of simulated boards"),
+        ("alice.toml", "sim:alice", "usb:1", "fibre: holds secrets of simulated boards"),
         ("alice.toml", "[fibre]", "[[fibre]]", "is no table"),
         ("alice.toml", "role =", "role", "no TOML"),
         ("alice.toml", '"generator"', '"dice"', "randomness.states: 'dice'; allowed is host or"),
@@ -180,7 +184,7 @@ def test_errors_name_file_key_and_allowed_values(folder, name, old, new, error):
 
 
 def test_test_randomness_is_for_simulated_boards(folder):
-    path = changed(folder, "alice.toml", "sim-model:alice", "usb:1")
+    path = changed(folder, "alice.toml", "sim:alice", "usb:1")
     text = path.read_text()
     path.write_text(text.replace("[fibre]\n" + text.split("[fibre]\n")[1].split("\n")[0], ""))
     with pytest.raises(KeyrailError, match=r"randomness.source: 'test'; allowed is os"):
