@@ -52,8 +52,9 @@ test: env ## Run every test.
 test-full-size: env ## The Toeplitz engine at 2^20 bits (some minutes).
 	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py
 
-fuzz-link: env ## 10^5 mutated frames against two stations (some minutes).
-	$(RUN)python -m keyrail_sim.link_fuzz
+fuzz-link: env ## 10^5 mutated frames against two stations, write docs/figures/fuzz_link.json (some minutes).
+	$(RUN)python -m keyrail_sim.figures fuzz_link > docs/figures/fuzz_link.json.new
+	mv docs/figures/fuzz_link.json.new docs/figures/fuzz_link.json
 
 lint: env ## Check style, types and generated files.
 	$(RUN)ruff check .

@@ -27,12 +27,15 @@ from keyrail_sim import (
     acquisition,
     decode,
     link_figure,
+    link_fuzz,
     overload,
     sifting,
     toeplitz_host,
     usb_figure,
 )
 
+COMMANDS = {"fuzz_link": "make fuzz-link"}
+"""Commands of figures that are not named after them."""
 TAGS, WORDS, HASH = 200_000, 100_000, (100_000, 20_000)
 
 
@@ -120,6 +123,7 @@ def main(arguments: list[str]) -> int:
         "sifting_rates": sifting.rates_figure,
         "source": sifting.statistics,
         "link": link_figure.figure,
+        "fuzz_link": link_fuzz.figure,
         "acquisition": acquisition.figure,
     }
     plots = {"acquisition": acquisition.plot, "sifting_rates": sifting.plot_rates}
@@ -143,7 +147,7 @@ def main(arguments: list[str]) -> int:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     figure = {
-        "command": f"make figure-{arguments[0]}",
+        "command": COMMANDS.get(arguments[0], f"make figure-{arguments[0]}"),
         "commit": commit.stdout.strip(),
         "versions": {
             name: importlib.metadata.version(name)

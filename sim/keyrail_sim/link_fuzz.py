@@ -29,12 +29,19 @@ INSIDE_STEPS = 400
 """Steps of both stations with contents mutated; what still runs then must come to blocks again."""
 
 
-def mutated(rng: Rng, frames: Sequence[bytes]) -> bytes:
-    """One frame made out of recorded ones; it may be one of them, sent again."""
+KINDS = (
+    *("sent again", "bits flipped", "cut", "grown", "spliced with another", "zeroed in part"),
+    *("other header", "other number", "random bytes"),
+)
+"""Ways in which a frame is made out of recorded ones."""
+
+
+def mutated(rng: Rng, frames: Sequence[bytes]) -> tuple[bytes, str]:
+    """One frame made out of recorded ones, and how; it may be one of them, sent again."""
     data = bytearray(frames[int(rng.integers(len(frames)))])
-    kind = int(rng.integers(9))
+    kind = int(rng.integers(len(KINDS)))
     if kind == 0:
-        return bytes(data)
+        return bytes(data), KINDS[kind]
     if kind == 1:
         for _ in range(int(rng.integers(1, 6))):
             data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
@@ -55,8 +62,8 @@ def mutated(rng: Rng, frames: Sequence[bytes]) -> bytes:
     elif kind == 7:
         data[12:20] = int(rng.integers(1 << 20)).to_bytes(8, "little")
     else:
-        return rng.bytes(int(rng.integers(0, 200)))
-    return bytes(data)
+        return rng.bytes(int(rng.integers(0, 200))), KINDS[kind]
+    return bytes(data), KINDS[kind]
 
 
 def outside(count: int, seed: int) -> dict[str, Any]:
@@ -82,6 +89,7 @@ def outside(count: int, seed: int) -> dict[str, Any]:
         link.start(Role.RECEIVER)  # what was recorded so far is of an earlier session now
         link.run(lambda link: link.total("sessions") >= 3)
         taken = replays = answered = done = 0
+        kinds = dict.fromkeys(KINDS, 0)
         while done < count:
             for _ in range(int(rng.integers(1, 12))):
                 link.step()
@@ -94,7 +102,8 @@ def outside(count: int, seed: int) -> dict[str, Any]:
             for _ in range(min(500, count - done)):
                 author = Role.SENDER if rng.random() < 0.5 else Role.RECEIVER
                 exchange = link.runners[other_role(author)].exchange
-                data = mutated(rng, frames[author])
+                data, kind = mutated(rng, frames[author])
+                kinds[kind] += 1
                 again = data in genuine[author]
                 before = _rejected(exchange.counts)
                 session, heard = exchange.session, exchange.counts["received"]
@@ -120,6 +129,7 @@ def outside(count: int, seed: int) -> dict[str, Any]:
         link.close()
     return {
         "frames": done,
+        "of each kind": kinds,
         "of them recorded ones sent again": replays,
         "greetings sent again and answered": answered,
         "taken": taken,
@@ -196,11 +206,28 @@ def inside(runs: int, seed: int) -> dict[str, Any]:
     }
 
 
+FRAMES, RUNS = 100_000, 40
+
+
+def figure() -> dict[str, Any]:
+    """All that ``make fuzz-link`` writes.
+
+    Raises
+    ------
+    AssertionError
+        If a frame was taken that should not have been, or the stations stalled.
+    """
+    found = {"outside": outside(FRAMES, 1), "inside": inside(RUNS, 1)}
+    if found["outside"]["taken"]:
+        raise AssertionError(f"frames taken: {found['outside']}")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: fuzz, and print the counts."""
     parser = argparse.ArgumentParser(prog="python -m keyrail_sim.link_fuzz", description=__doc__)
-    parser.add_argument("--frames", type=int, default=100_000)
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=FRAMES)
+    parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args(arguments)
     import json
