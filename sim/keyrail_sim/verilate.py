@@ -138,13 +138,15 @@ def build(
         (work / "obj" / "made").replace(path)
 
 
-_ZERO = re.compile(r"^ +\S+\[\d+\] = \d+'[hdb]0+;\n", re.MULTILINE)
+_ZEROS = re.compile(
+    r"^( +initial begin\n)(?: +\S+\[\d+\] = \d+'[hdb]0+;\n)+( +end\n)", re.MULTILINE
+)
 
 
 def without_zero_memories(verilog: str) -> str:
-    """Verilog without the lines that set memory words to zero at the start.
+    """Verilog without the lines that set memories to zero at the start, those that are all zero.
 
     A memory of 2^18 words makes as many lines, which take Verilator longer than all the rest; it
     starts memories at zero anyhow (``--x-initial 0``).
     """
-    return _ZERO.sub("", verilog)
+    return _ZEROS.sub(r"\1\2", verilog)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: CERN-OHL-W-2.0
+"""Stations for boards: one by ``keyrail build``, all that claim to fit by ``make bitstreams``.
+
+``python -m keyrail_boards.stations FILE`` builds those and writes their table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from keyrail.contract import Role
+from keyrail.errors import KeyrailError, MissingExtra, MissingTool, SettingError
+
+from .bitstream import TOOLS, Bitstream, build, check_timing, convert
+from .board import Board, Fit, board_named, boards
+from .figure import document, rows, write
+from .place_and_route import Progress, ToolFailed
+
+__all__ = [
+    "SERIALS",
+    "build_station",
+    "command_to_load",
+    "described",
+    "measure",
+    "program",
+    "table",
+]
+
+SERIALS = 1 << 64
+"""Serial numbers are below this."""
+
+LINE_SEEDS = 5
+"""Seeds tried until the delay lines are as they must be."""
+_PACKAGES = {"openFPGALoader": "openfpgaloader", "dfu-util": "dfu-util"}
+
+
+def build_station(
+    board: Board,
+    role: Role,
+    configuration: str | None = None,
+    *,
+    serial: int = 0,
+    seed: int | None = None,
+    reference_mhz: Fraction | int | None = None,
+    progress: Progress = lambda _: None,
+) -> Bitstream:
+    """Build a station for a board, or find that it was.
+
+    Parameters
+    ----------
+    board, role
+        What to build.
+    configuration
+        One of the board's for that role; its first if absent.
+    serial
+        Serial number that the station is to say.
+    seed
+        nextpnr's; if absent that of the configuration, and the ones after it while delay lines are
+        not as they must be.
+    reference_mhz
+        Frequency of a reference that the station is to be clocked by.
+    progress
+        Told of each step.
+
+    Raises
+    ------
+    KeyrailError
+        If there is no such configuration, an extra is missing or a tool fails. A clock that is too
+        slow is no error here: see `bitstream.check_timing`.
+    """
+    fit = board.fit(role, configuration)
+    if not 0 <= serial < SERIALS:
+        raise SettingError("--serial", serial, f"0 to {SERIALS - 1}")
+    try:
+        from .top import StationTop
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "amaranth", "build") from None
+    progress("gateware to Verilog ...")
+    began = time.monotonic()
+    top = StationTop(board, role, fit, serial, reference_mhz)
+    sizes = top.configuration
+    lines = (sizes.inputs * sizes.tdc_lines, sizes.tdc_cells) if role is Role.RECEIVER else (0, 0)
+    design = convert(board.platform(), top, board.device, top.targets, board.packer, lines)
+    progress(f"gateware to Verilog: {time.monotonic() - began:.0f} s")
+    if seed is not None:
+        return build(design, seed=seed, progress=progress)
+    for tried in range(fit.seed, fit.seed + LINE_SEEDS):
+        built = build(design, seed=tried, progress=progress)
+        if not built.line_faults:
+            break
+        progress(f"seed {tried}: {built.line_faults[0]}")
+    return built
+
+
+def described(
+    board: Board, role: Role, configuration: str, fit: Fit, built: Bitstream
+) -> dict[str, Any]:
+    """What a table or report says of a built station."""
+    return {
+        "board": board.name,
+        "role": role.name.lower(),
+        "configuration": configuration,
+        "claims_to_fit": fit.claims,
+        "sizes": fit.sizes,
+        **built.as_dict(),
+    }
+
+
+# -- loading -------------------------------------------------------------------------------------
+
+
+def command_to_load(board: Board, file: Path) -> list[str]:
+    """The command that loads a bitstream into a board.
+
+    Raises
+    ------
+    KeyrailError
+        If the file is no bitstream for the board's part.
+    MissingTool
+        If the loader is not installed.
+    """
+    try:
+        head = file.read_bytes()[:256]
+    except OSError as error:
+        raise KeyrailError(f"{file}: {error.strerror}") from None
+    part = board.device.name.rpartition("-")[0]
+    if not head.startswith(b"\xff\x00Part: "):
+        raise KeyrailError(f"{file}: no bitstream of an ECP5")
+    found = head[8 : head.index(b"\0", 8)].decode(errors="replace")
+    if not found.startswith(f"{part}-"):
+        raise KeyrailError(f"{file}: a bitstream for {found}; {board.title} has an {part}")
+    tool = board.loader[0]
+    if shutil.which(tool) is None:
+        raise MissingTool(tool, _PACKAGES[tool])
+    return [*board.loader, str(file)]
+
+
+def program(board: Board, file: Path) -> None:
+    """Load a bitstream into a board by its loader.
+
+    Raises
+    ------
+    KeyrailError
+        As of `command_to_load`, or if the loader fails.
+    """
+    command = command_to_load(board, file)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise KeyrailError(
+            f"{command[0]} ended with code {done.returncode}: is the board plugged in?"
+        )
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def measure(
+    names: list[str], progress: Progress, everything: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Results of all stations that claim to fit, as each is there.
+
+    Parameters
+    ----------
+    names
+        Boards; all if none are named.
+    progress
+        Told of each step.
+    everything
+        Those that claim nothing too.
+
+    Raises
+    ------
+    TimingFailed
+        If one that claims to fit does not close.
+    KeyrailError
+        If a tool fails.
+    """
+    chosen = [board_named(name) for name in names] or list(boards().values())
+    for board in chosen:
+        for (role, configuration), fit in board.fits.items():
+            if not fit.claims and not everything:
+                continue
+            progress(f"{board.name} {role.name.lower()} {configuration}")
+            try:
+                built = build_station(board, role, configuration, progress=progress)
+            except ToolFailed as error:
+                if fit.claims:
+                    raise
+                yield {
+                    "board": board.name,
+                    "role": role.name.lower(),
+                    "configuration": configuration,
+                    "claims_to_fit": False,
+                    "sizes": fit.sizes,
+                    "error": str(error).split(" (log:")[0],
+                }
+                continue
+            if fit.claims:
+                check_timing(built)
+            yield described(board, role, configuration, fit, built)
+
+
+_COLUMNS = {
+    "Board": "board",
+    "Role": "role",
+    "Configuration": "configuration",
+    "LUT4": "lut4",
+    "of": "lut4_of_part",
+    "FF": "ff",
+    "Block RAM": "bram",
+    "of ": "bram_of_part",
+    "Clocks: MHz reached / wanted": "clocks_text",
+    "Fits and closes": "closes",
+}
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
+    clocks = result.get("clocks", [])
+    text = ", ".join(
+        f"{one['name'].removeprefix('clk_')} {one['fmax_mhz'] or '-'} / {one['target_mhz']:g}"
+        for one in clocks
+    )
+    return result | {
+        "clocks_text": text or result.get("error", ""),
+        "closes": result.get("closes", False),
+    }
+
+
+def table(figure: dict[str, Any]) -> str:
+    """The results of a `document` as a Markdown page."""
+    tools = ", ".join(f"{name} {version}" for name, version in figure["tools"].items())
+    lines = [
+        "# Stations built for boards",
+        "",
+        f"Written by `{figure['command']}` at commit {figure['commit']}, with {tools}.",
+        "No board has been loaded with any of them yet.",
+        "",
+        *rows(_COLUMNS, [_row(one) for one in figure["results"]]),
+        "",
+    ]
+    for one in figure["results"]:
+        sizes = ", ".join(f"{key} {value}" for key, value in one["sizes"].items())
+        lines.append(f"- {one['board']} {one['role']} {one['configuration']}: {sizes}")
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: list[str]) -> int:
+    """Build and write the table; the file is written anew after each result."""
+    parser = argparse.ArgumentParser(prog="python -m keyrail_boards.stations")
+    parser.add_argument("file", type=Path, help="JSON file to write; its .md page lies beside it")
+    parser.add_argument("--board", action="append", default=[], help="all if not given")
+    parser.add_argument(
+        "--everything", action="store_true", help="those that do not claim to fit, too"
+    )
+    chosen = parser.parse_args(arguments)
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def key(result: dict[str, Any]) -> tuple[str, str, str]:
+        return result["board"], result["role"], result["configuration"]
+
+    former: dict[tuple[str, str, str], dict[str, Any]] = {}
+    if chosen.board and chosen.file.exists():
+        # A part of the table is made anew; the rest stays, with the commit that it is from.
+        old = json.loads(chosen.file.read_text())
+        former = {key(one): {"commit": old["commit"], **one} for one in old["results"]}
+    results: dict[tuple[str, str, str], dict[str, Any]] = dict(former)
+    try:
+        for result in measure(chosen.board, progress, chosen.everything):
+            results[key(result)] = result
+            figure = document("make bitstreams", list(results.values()), *TOOLS)
+            write(chosen.file, figure, table(figure))
+    except KeyrailError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
