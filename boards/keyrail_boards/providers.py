@@ -87,11 +87,11 @@ class Clocking(Elaboratable):  # type: ignore[misc]
             names = list(stage.outputs)
             made = []
             for output in chosen.outputs:
-                name = names[output.index] if output.index is not None else None
-                signal = Signal(name=f"pll_{number}_{name or 'feedback'}")
+                made_name = "feedback" if output.index is None else names[output.index]
+                signal = Signal(name=f"pll_{number}_{made_name}")
                 made.append(signal)
-                if name is not None:
-                    known[name] = signal
+                if output.index is not None:
+                    known[made_name] = signal
             locked = Signal(name=f"locked_{number}")
             locks.append(locked)
             m.submodules[f"pll_{number}"] = pll(chosen, known[stage.source], made, locked)
