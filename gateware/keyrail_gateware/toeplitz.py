@@ -2,7 +2,7 @@
 """Privacy amplification: the Toeplitz hash of a key, all memory on the chip."""
 
 from functools import reduce
-from operator import or_
+from operator import or_, xor
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, enum, stream, wiring
@@ -149,6 +149,9 @@ class Toeplitz(wiring.Component):
         16 bits, sticky: `ToeplitzError`.
     """
 
+    _SWAP = 5
+    """Clocks from a block's first column to its vector, less one: then the matrix is put in use."""
+
     def __init__(
         self,
         input_bits: int = 1 << 18,
@@ -172,7 +175,10 @@ class Toeplitz(wiring.Component):
         self._width, self._splits, self._ahead = width, splits, ahead
         self._product = ToeplitzProduct(width, smallest)
         self._scan = 2 << splits
-        self.SLOT = self._scan + self._product.held
+        # A matrix is not taken in before the one before it has been put in use everywhere.
+        in_use = self._SWAP + self._product.swapping - 1
+        self._load_at = max(self._scan, in_use - self._product.first_load)
+        self.SLOT = self._load_at + self._product.held
         """Clocks that a diagonal takes at least."""
         super().__init__(
             {
@@ -207,11 +213,11 @@ class Toeplitz(wiring.Component):
           2^splits blocks: R + C - 1 diagonals of length min(d, R, C, R + C - d), d from 1;
         - 2 2^splits width / 64 + `SLOT` to take in the first blocks of the seed and make the first
           Toeplitz block;
-        - latency of the product + 15 until the last sum is there;
-        - the words of output, and 3 between groups of them;
+        - latency of the product + 18 until the last sum is there;
+        - the words of output, and 4 between groups of them;
         - modified family: what is left of the next key's identity part when the output is taken.
 
-        An ``unfinished`` tile has no output: 6 clocks less, and without the last two.
+        An ``unfinished`` tile has no output: 7 clocks less, and without the last two.
         """
         chunks, banks = self._width // WORD, 1 << self._splits
         group = self._width * banks
@@ -224,8 +230,8 @@ class Toeplitz(wiring.Component):
         begin = 2 * banks * chunks + self.SLOT
         last = words - (rows - 1) * banks * chunks
         identity = last - min(last, chunks) if family == "modified" else 0
-        output = -6 if unfinished else words + 3 * (rows - 1) + identity
-        return walk + begin + self._product.latency + 15 + output
+        output = -7 if unfinished else words + 4 * (rows - 1) + identity
+        return walk + begin + self._product.latency + 18 + output
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -561,7 +567,7 @@ class Toeplitz(wiring.Component):
                 step.eq(step + 1),
                 step_first.eq(0),
                 step_last.eq(step == slot - 2),
-                step_loads.eq(step == scan - 1),
+                step_loads.eq(step == self._load_at - 1),
             ]
             with m.If(step == scan - 1):
                 m.d.sync += step_scans.eq(0)
@@ -747,27 +753,33 @@ class Toeplitz(wiring.Component):
 
         # -- the product's input ------------------------------------------------------------
         masks, raw = [input_mask], []
-        for i in range(2):
+        for i in range(3):
             masks.append(Signal(banks, name=f"input_mask_{i}", reset_less=True))
             m.d.sync += masks[-1].eq(masks[-2])
-        key_address = copies("key_address", Cat(column, buffer) & ~wiping.replicate(32), banks)
+        key_column = Signal(range(columns_most * buffers), reset_less=True)
+        m.d.sync += key_column.eq(Cat(column, buffer) & ~wiping.replicate(32))
+        key_address = copies("key_address", key_column, banks)
         for i, port in enumerate(key_read):
             # Without reset, and read at every clock: the register that block RAM brings along.
             raw.append(Signal(width, name=f"key_block_{i}", reset_less=True))
             m.d.comb += port.addr.eq(key_address[i])
             m.d.sync += raw[-1].eq(port.data)
-        vector, total = Signal(width, reset_less=True), Const(0, width)
-        for i, one in enumerate(raw):
-            total = total ^ (one & over_block(f"input_mask_{i}", masks[-1][i]))
-        m.d.sync += vector.eq(total)
+        # Sums of pairs first: what is masked and added is one look-up table a bit.
+        masked = [one & over_block(f"input_mask_{i}", masks[-1][i]) for i, one in enumerate(raw)]
+        pairs = []
+        for i in range(0, banks, 2):
+            pairs.append(Signal(width, name=f"pair_{i}", reset_less=True))
+            m.d.sync += pairs[-1].eq(reduce(xor, masked[i : i + 2]))
+        vector = Signal(width, reset_less=True)
+        m.d.sync += vector.eq(reduce(xor, pairs))
         m.d.comb += product.x.eq(vector)
         swaps = [issues & step_first]
-        for i in range(3):
+        for i in range(self._SWAP):
             swaps.append(Signal(name=f"swap_{i}", reset_less=True))
             m.d.sync += swaps[-1].eq(swaps[-2])
 
         # -- the sums -----------------------------------------------------------------------
-        latency = product.latency
+        latency = product.latency + 2
         on_way = [Cat(row, output_mask & issues.replicate(banks))]
         for i in range(latency + 4):
             on_way.append(Signal(len(on_way[0]), name=f"on_way_{i}", reset_less=True))
@@ -798,9 +810,11 @@ class Toeplitz(wiring.Component):
             clear_row.eq(drain_row),
             sum_enable.eq(enable_next),
         ]
+        # A clock after `gather`, in registers that may lie farther from the stream.
+        (gathered,) = copies("gather", gather, 1)
         gathers = over_block("gathers", takes_gather)
-        nothing = over_block("nothing", clears_next | wiping)
-        m.d.sync += addend.eq(((gather & gathers) | (product.y & ~gathers)) & ~nothing)
+        nothing = over_block("nothing", clears | wiping)
+        m.d.sync += addend.eq(((gathered & gathers) | (product.y & ~gathers)) & ~nothing)
         sum_words = []
         sum_addresses = copies("sum_address", sum_next, banks)
         read_addresses = copies("read_address", read_next, banks)
@@ -829,17 +843,25 @@ class Toeplitz(wiring.Component):
         ]
         m.d.comb += identity_free.eq(~clears & Mux(fresh, takes_fresh, takes_waiting))
         with m.If(clears):
-            m.d.comb += [keep_next.eq(0), sum_next.eq(clear_row), enable_next.eq(-1)]
             m.d.sync += drained.eq(drained + 1)
-        with m.Elif(takes_identity):
+        # The sums are overwritten a clock later, when `gathered` holds what `gather` did.
+        overwrites = Signal()
+        overwritten = Signal(range(rows_most))
+        overwritten_banks = Signal(banks)
+        m.d.sync += [
+            overwrites.eq(clears | takes_identity),
+            overwritten.eq(Mux(clears, clear_row, full_address)),
+            overwritten_banks.eq(Mux(clears, Const(-1, banks), full_bank)),
+        ]
+        with m.If(overwrites):
             m.d.comb += [
                 keep_next.eq(0),
-                sum_next.eq(full_address),
-                enable_next.eq(full_bank),
+                sum_next.eq(overwritten),
+                enable_next.eq(overwritten_banks),
             ]
 
         # -- output: words of a group of blocks, then the next group is fetched ---------------
-        fetch = Signal(2)
+        fetch = Signal(3)
         fetched = Signal()
         out_word = Signal(range(group_words))
         out_word_last = Signal()
@@ -881,7 +903,10 @@ class Toeplitz(wiring.Component):
         with m.If(~spare_valid):
             m.d.sync += [spare.eq(selected), chosen_valid.eq(0)]
         blocked = copies("blocked", spare_next, banks)
-        for i, (one, block, stays) in enumerate(zip(chosen, sum_words, blocked, strict=True)):
+        for i, (one, sum_word, stays) in enumerate(zip(chosen, sum_words, blocked, strict=True)):
+            # Once more in registers, on the way from block RAM.
+            block = Signal(width, name=f"out_block_{i}", reset_less=True)
+            m.d.sync += block.eq(sum_word)
             with m.If(~chosen_valid | ~stays):
                 m.d.sync += one.eq(0)
                 with m.If(out_bank[i]):
@@ -899,8 +924,8 @@ class Toeplitz(wiring.Component):
                 out_some.eq(~out_end),
                 out_end.eq(out_left == 2),
             ]
-        with m.If(draining & (fetch != 3)):
-            m.d.sync += [fetch.eq(fetch + 1), fetched.eq(fetch == 2)]
+        with m.If(draining & (fetch != 4)):
+            m.d.sync += [fetch.eq(fetch + 1), fetched.eq(fetch == 3)]
         with m.If(clears_next):
             m.d.sync += [drain_row.eq(drain_row + 1), fetch.eq(0), fetched.eq(0)]
 
@@ -908,11 +933,13 @@ class Toeplitz(wiring.Component):
         sweep = Signal(range(max(columns_most * buffers, rows_most, window_depth)))
         sweep_buffer = Signal(range(buffers))
         sweep_last = Signal.like(last_column)
+        write_addresses = copies("key_write_address", key_write_address, banks)
         for i, port in enumerate(key_write):
+            (enable,) = copies(f"key_write_enable_{i}", key_write_enable[i], 1)
             m.d.comb += [
-                port.addr.eq(key_write_address),
-                port.data.eq(gather),
-                port.en.eq(key_write_enable[i]),
+                port.addr.eq(write_addresses[i]),
+                port.data.eq(gathered),
+                port.en.eq(enable),
             ]
         # It stays pending until done, which keeps the key from coming in.
         sweep_ends = Signal()
@@ -991,8 +1018,10 @@ class Toeplitz(wiring.Component):
                 dirty.eq(1),
                 *(bits.eq(of_part[0]) for bits, of_part in zip(term_bits, terms, strict=True)),
             ]
-            with m.If(~continued):
-                m.d.sync += fingerprint.eq(0)
+        begun = Signal()
+        m.d.sync += begun.eq(begins & ~continued)
+        with m.If(begun):
+            m.d.sync += fingerprint.eq(0)
         with m.If(state == ToeplitzState.FINISH):
             m.d.sync += finish.eq(finish + 1)
             # The key before must have been overwritten, which outlasts a block that is far shorter.
@@ -1061,7 +1090,7 @@ class Toeplitz(wiring.Component):
             flush_over.eq(flush == flushed - 1),
         ]
         m.d.comb += [
-            product.swap.eq(swaps[3] | (wiping & (flush == swap_at))),
+            product.swap.eq(swaps[-1] | (wiping & (flush == swap_at))),
         ]
         with m.If(wiping):
             m.d.comb += [

@@ -167,7 +167,7 @@ class _Split(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        products, whole = _parts(m, self, self._width, self._smallest, self._step)
+        products, whole = _parts(m, self, self._width, self._smallest, [self._step])
         share = len(self.t) // len(products)
         for i, product in enumerate(products):
             m.d.comb += [
@@ -179,21 +179,37 @@ class _Split(wiring.Component):
 
 
 def _parts(
-    m: Module, product: wiring.Component, width: int, smallest: int, step: int
+    m: Module, product: wiring.Component, width: int, smallest: int, steps: list[int]
 ) -> tuple[list["SmallestProduct | _Split"], Signal]:
-    """The 3^step products that a product is split in, between registers, and the whole."""
-    m.submodules.register_copy = copy = RegisterCopy()
-    m.d.comb += copy.i.eq(product.swap)
-    parts = []
-    for i, terms in enumerate(vector_parts(product.x, step)):
-        m.submodules[f"part_{i}"] = part = _product(width >> step, smallest)
-        vector = Signal(width >> step, name=f"vector_{i}", reset_less=True)
-        m.d.sync += vector.eq(terms)
-        m.d.comb += [part.x.eq(vector), part.swap.eq(copy.o)]
+    """The products that a product is split in, between registers for each step, and the whole.
+
+    A step is a number of levels.
+    """
+    swap, vectors = product.swap, [product.x]
+    for stage, step in enumerate(steps):
+        m.submodules[f"register_copy_{stage}"] = copy = RegisterCopy()
+        m.d.comb += copy.i.eq(swap)
+        swap = copy.o
+        terms = [part for one in vectors for part in vector_parts(one, step)]
+        vectors = []
+        for i, one in enumerate(terms):
+            vectors.append(Signal(len(one), name=f"vector_{stage}_{i}", reset_less=True))
+            m.d.sync += vectors[-1].eq(one)
+    parts: list[SmallestProduct | _Split] = []
+    for i, vector in enumerate(vectors):
+        m.submodules[f"part_{i}"] = part = _product(width >> sum(steps), smallest)
+        m.d.comb += [part.x.eq(vector), part.swap.eq(swap)]
         parts.append(part)
-    whole = Signal(width, reset_less=True)
-    m.d.sync += whole.eq(joined([part.y for part in parts], step))
-    return parts, whole
+    products: list[Value] = [part.y for part in parts]
+    for stage, step in reversed(list(enumerate(steps))):
+        group = 3**step
+        wholes = []
+        for i in range(len(products) // group):
+            one = joined(products[i * group : (i + 1) * group], step)
+            wholes.append(Signal(len(one), name=f"whole_{stage}_{i}", reset_less=True))
+            m.d.sync += wholes[-1].eq(one)
+        products = [*wholes]
+    return parts, wholes[0]
 
 
 def _product(width: int, smallest: int) -> SmallestProduct | _Split:
@@ -250,7 +266,11 @@ class ToeplitzProduct(wiring.Component):
         self._step = min(2, self._levels)
         # The more parts a matrix is taken in by, the fewer wires go to all of them, but the longer
         # it takes; a small core has no long wires.
-        self._load_step = 3 if self._levels > 4 else self._step
+        self._large = self._levels > 4
+        self._load_step = 3 if self._large else self._step
+        # Registers on the way, of the sums to the parts.
+        self._way = 2 if self._large else 0
+        self._steps = [1, 1] if self._large else [self._step]
         self._sums = ToeplitzSums(width >> self._load_step, self._smallest)
         super().__init__(
             {
@@ -270,12 +290,12 @@ class ToeplitzProduct(wiring.Component):
     @property
     def latency(self) -> int:
         """Clocks from x to y."""
-        return 2 * self.splits + 1
+        return 2 * (self.splits + self._large) + 1
 
     @property
     def swapping(self) -> int:
         """Clocks from ``swap`` until the matrix taken in last may be overwritten."""
-        return self.splits + 1
+        return self.splits + self._large + 1
 
     @property
     def held(self) -> int:
@@ -285,7 +305,7 @@ class ToeplitzProduct(wiring.Component):
     @property
     def first_load(self) -> int:
         """Clocks from ``load`` until the first part is overwritten."""
-        return 2 + self._load_step + self._sums.latency
+        return 1 + self._load_step + self._sums.latency + self._way
 
     @property
     def loading(self) -> int:
@@ -299,52 +319,63 @@ class ToeplitzProduct(wiring.Component):
 
         # Parts are taken one after the other: which, as one bit each, level by level.
         parts = Signal(count)
-        m.d.sync += parts.eq(Cat(self.load, parts)[:count])
-        former, chosen = self.t, parts
+        track = [Cat(self.load, parts)[:count], parts]
+        m.d.sync += parts.eq(track[0])
+        former = self.t
         for level in range(step):
             choices = diagonal_parts(former, 1)
             width = (len(former) + 1) // 2
             group = count // 3 ** (level + 1)
-            below, above = Signal(name=f"below_{level}"), Signal(name=f"above_{level}")
             index = range(count)
-            lower = [i for i in index if i // group % 3 == 1]
-            upper = [i for i in index if i // group % 3 == 2]
-            m.d.comb += [
-                below.eq(Cat(chosen[i] for i in lower).any()),
-                above.eq(Cat(chosen[i] for i in upper).any()),
-            ]
+            # Of the clock before, in registers of their own for every 64 bits.
+            choosing = []
+            for name, third in (("below", 1), ("above", 2)):
+                bit = Cat(track[-2][i] for i in index if i // group % 3 == third).any()
+                made = []
+                for i in range(-(-width // 64)):
+                    m.submodules[f"{name}_{level}_register_copy_{i}"] = copy = RegisterCopy()
+                    m.d.comb += copy.i.eq(bit)
+                    made.append(copy.o.replicate(64))
+                choosing.append(Cat(made)[: width - 1])
             diagonals = Signal(width - 1, name=f"diagonals_{level}", reset_less=True)
             m.d.sync += diagonals.eq(
                 choices[0]
-                ^ (former[width:] & below.replicate(width - 1))
-                ^ (former[: width - 1] & above.replicate(width - 1))
+                ^ (former[width:] & choosing[0])
+                ^ (former[: width - 1] & choosing[1])
             )
-            following = Signal(count, name=f"chosen_{level}")
-            m.d.sync += following.eq(chosen)
-            former, chosen = diagonals, following
+            track.append(Signal(count, name=f"chosen_{level}"))
+            m.d.sync += track[-1].eq(track[-2])
+            former = diagonals
         m.d.comb += sums.t.eq(former)
-        for i in range(sums.latency):
-            following = Signal(count, name=f"summed_{i}")
-            m.d.sync += following.eq(chosen)
-            chosen = following
+        for i in range(sums.latency + self._way):
+            track.append(Signal(count, name=f"summed_{i}"))
+            m.d.sync += track[-1].eq(track[-2])
 
         if self._step:
-            products, whole = _parts(m, self, self._width, self._smallest, self._step)
+            products, whole = _parts(m, self, self._width, self._smallest, self._steps)
             m.d.comb += self.y.eq(whole)
         else:
             m.submodules.part_0 = product = _product(size, self._smallest)
             m.d.comb += [product.x.eq(self.x), product.swap.eq(self.swap), self.y.eq(product.y)]
             products = [product]
+        # On their way the sums pass a register for each third of the core, and one for each part.
+        ways = [sums.o] * len(products)
+        for i in range(self._way):
+            ways = [ways[j] for j in range(0, len(products), len(products) // 3 ** (i + 1))]
+            for j, way in enumerate(ways):
+                m.submodules[f"sums_{i}_register_copy_{j}"] = copy = RegisterCopy(len(sums.o))
+                m.d.comb += copy.i.eq(way)
+                ways[j] = copy.o
+            ways = [way for way in ways for _ in range(len(products) // len(ways))]
         # A part of the core takes its share of the matrix in by `turns` parts of the loading, each
         # of which serves as many of the parts that it is split in.
         turns = count // len(products)
         for i, product in enumerate(products):
-            m.submodules[f"sums_{i}_register_copy"] = near = RegisterCopy(len(sums.o))
-            m.d.comb += [near.i.eq(sums.o), product.t.eq(near.o.replicate(turns))]
+            m.d.comb += product.t.eq(ways[i].replicate(turns))
             for j in range(product.loads):
                 m.submodules[f"load_{i}_register_copy_{j}"] = one = RegisterCopy()
                 m.d.comb += [
-                    one.i.eq(chosen[i * turns + j * turns // product.loads]),
+                    one.i.eq(track[-2][i * turns + j * turns // product.loads]),
                     product.load[j].eq(one.o),
                 ]
         return m

@@ -20,7 +20,7 @@ FAMILIES = ("plain", "modified")
 RUN, FINISH, FAILED = 2, 3, 5
 
 
-CORES = {"128-2": (128, 2, 16), "64-0": (64, 0, 64)}
+CORES = {"128-2": (128, 2, 4), "64-0": (64, 0, 64)}
 """Width, splits and smallest product of the engines tried; the stations' own has benches there."""
 
 
