@@ -213,7 +213,7 @@ class Toeplitz(wiring.Component):
           2^splits blocks: R + C - 1 diagonals of length min(d, R, C, R + C - d), d from 1;
         - 2 2^splits width / 64 + `SLOT` to take in the first blocks of the seed and make the first
           Toeplitz block;
-        - latency of the product + 18 until the last sum is there;
+        - latency of the product + 20 until the last sum is there;
         - the words of output, and 4 between groups of them;
         - modified family: what is left of the next key's identity part when the output is taken.
 
@@ -231,7 +231,7 @@ class Toeplitz(wiring.Component):
         last = words - (rows - 1) * banks * chunks
         identity = last - min(last, chunks) if family == "modified" else 0
         output = -7 if unfinished else words + 4 * (rows - 1) + identity
-        return walk + begin + self._product.latency + 18 + output
+        return walk + begin + self._product.latency + 20 + output
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -448,16 +448,23 @@ class Toeplitz(wiring.Component):
         m.d.sync += key_write_enable.eq(0)
         with m.If(~full_identity | identity_free):
             m.d.sync += [full.eq(0), full_identity.eq(0)]
+        # A clock after it is accepted a word is put where it belongs, by registers for each chunk.
+        key_word = Signal(WORD, reset_less=True)
+        m.d.sync += key_word.eq(self.key.payload.word & words_some.replicate(WORD))
+        puts = [
+            Cat(copies(f"put_{i}", Cat(accepts & chunk[i], accepts & chunk_first), 1))
+            for i in range(chunks)
+        ]
+        for i, put in enumerate(puts):
+            with m.If(put[0]):
+                m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(key_word)
+            with m.Elif(put[1]):
+                m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(0)
         with m.If(accepts):
             m.d.sync += [
                 key_misses[0].eq(self.framed & self.key.payload.last & ~frame_ends),
                 key_misses[1].eq(self.framed & ~self.key.payload.last & frame_ends),
             ]
-            for i in range(chunks):
-                with m.If(chunk[i]):
-                    m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(self.key.payload.word)
-                with m.Elif(chunk_first):
-                    m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(0)
             m.d.sync += [
                 words_left.eq(words_left - 1),
                 words_some.eq(~words_end),
@@ -506,6 +513,8 @@ class Toeplitz(wiring.Component):
 
         # -- what is worked on --------------------------------------------------------------
         begins = Signal()
+        begun = Signal()  # a clock later
+        continues = Signal()
         running = Signal()
         buffer = Signal(range(buffers))
         run_last_column = Signal.like(last_column)
@@ -515,6 +524,7 @@ class Toeplitz(wiring.Component):
         run_unfinished = Signal()  # too short a seed to tell apart
         run_seed_short = Signal()
         m.d.comb += begins.eq(idle & (load == _Load.DONE) & ~full)
+        m.d.sync += [begun.eq(begins), continues.eq(continued)]
 
         # -- slots: one diagonal of one product is walked, that of the next is made -----------
         # Comparisons are made a clock ahead, in registers that say what they found.
@@ -645,12 +655,12 @@ class Toeplitz(wiring.Component):
             block_made.eq(seed_moves & seed_chunk_last),
         ]
         window_address = Signal(range(window_depth))
-        window_data = Signal(WORD, reset_less=True)
+        seed_word = Signal(WORD, reset_less=True)
         window_enable = Signal(chunks)
         seed_taken = Signal()
         m.d.sync += [
             window_address.eq(window_head),
-            window_data.eq(self.seed.payload.word & seed_real.replicate(WORD)),
+            seed_word.eq(self.seed.payload.word & running.replicate(WORD)),
             window_enable.eq(seed_moves << seed_chunk),
             seed_taken.eq(seed_moves & seed_real),
         ]
@@ -692,13 +702,15 @@ class Toeplitz(wiring.Component):
             # Value at a fixed point of the polynomial over GF(2^64) that the words make up;
             # x^64 + x^4 + x^3 + x + 1 is irreducible.
             shifted = Cat(0, fingerprint[:-1]) ^ Mux(fingerprint[-1], 0b11011, 0)
-            m.d.sync += fingerprint.eq(shifted ^ window_data)
+            m.d.sync += fingerprint.eq(shifted ^ seed_word)
         with m.If(block_made):
             m.d.sync += window_head.eq(window_head + 1)
-        # A block counts as made a clock after room for it is taken: only then it can be read.
+        # A block counts as made two clocks after room for it is taken: only then it can be read.
+        block_ready = Signal()
         m.d.sync += [
+            block_ready.eq(block_made),
             ready_blocks.eq(
-                Mux(releases, ready_blocks - banks + block_made, ready_blocks + block_made)
+                Mux(releases, ready_blocks - banks + block_ready, ready_blocks + block_ready)
             ),
             few_blocks.eq(Mux(releases, ready_blocks < 3 * banks, ready_blocks < 2 * banks)),
             # Room is counted a clock after a block has been read for the last time.
@@ -722,17 +734,17 @@ class Toeplitz(wiring.Component):
         with m.If(ends):
             m.d.comb += scan_next.eq(window_after)
             m.d.sync += window_base.eq(window_after)
-        with m.Elif(wiping | begins):
+        with m.Elif(wiping | begun):
             m.d.comb += scan_next.eq(0)
         with m.Else():
             m.d.comb += scan_next.eq(Mux(moves, scan_after, scan_address))
         m.d.sync += scan_address.eq(scan_next)
         read_at = copies("scan_address", scan_next, chunks)
+        window_word = seed_word & seed_taken.replicate(WORD)
         for i in range(chunks):
+            (put,) = copies(f"window_{i}", Cat(window_enable[i], window_address, window_word), 1)
             m.d.comb += [
-                window_write[i].addr.eq(window_address),
-                window_write[i].data.eq(window_data),
-                window_write[i].en.eq(window_enable[i]),
+                Cat(window_write[i].en, window_write[i].addr, window_write[i].data).eq(put),
                 window_read[i].addr.eq(read_at[i]),
             ]
         seed_block = Signal(width, reset_less=True)
@@ -813,7 +825,9 @@ class Toeplitz(wiring.Component):
         # A clock after `gather`, in registers that may lie farther from the stream.
         (gathered,) = copies("gather", gather, 1)
         gathers = over_block("gathers", takes_gather)
-        nothing = over_block("nothing", clears | wiping)
+        cleared = Signal()
+        m.d.sync += cleared.eq(clears)
+        nothing = over_block("nothing", cleared | wiping)
         m.d.sync += addend.eq(((gathered & gathers) | (product.y & ~gathers)) & ~nothing)
         sum_words = []
         sum_addresses = copies("sum_address", sum_next, banks)
@@ -821,11 +835,15 @@ class Toeplitz(wiring.Component):
         for i, (source, sink) in enumerate(zip(sum_read, sum_write, strict=True)):
             sum_word = Signal(width, name=f"sum_block_{i}", reset_less=True)
             m.d.sync += sum_word.eq(source.data)
+            written = Signal(width, name=f"written_{i}", reset_less=True)
+            (address_late,) = copies(f"late_sum_address_{i}", sum_addresses[i], 1)
+            (enable_late,) = copies(f"late_sum_enable_{i}", sum_enable[i], 1)
+            m.d.sync += written.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend)
             m.d.comb += [
                 source.addr.eq(read_addresses[i]),
-                sink.addr.eq(sum_addresses[i]),
-                sink.en.eq(sum_enable[i]),
-                sink.data.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend),
+                sink.addr.eq(address_late),
+                sink.en.eq(enable_late),
+                sink.data.eq(written),
             ]
             sum_words.append(sum_word)
 
@@ -844,20 +862,21 @@ class Toeplitz(wiring.Component):
         m.d.comb += identity_free.eq(~clears & Mux(fresh, takes_fresh, takes_waiting))
         with m.If(clears):
             m.d.sync += drained.eq(drained + 1)
-        # The sums are overwritten a clock later, when `gathered` holds what `gather` did.
-        overwrites = Signal()
-        overwritten = Signal(range(rows_most))
-        overwritten_banks = Signal(banks)
-        m.d.sync += [
-            overwrites.eq(clears | takes_identity),
-            overwritten.eq(Mux(clears, clear_row, full_address)),
-            overwritten_banks.eq(Mux(clears, Const(-1, banks), full_bank)),
-        ]
-        with m.If(overwrites):
+        # The sums are overwritten two clocks later, when `gathered` holds the block.
+        overwrite = [Cat(clears | takes_identity, Mux(clears, clear_row, full_address))]
+        overwrite_banks = [Mux(clears, Const(-1, banks), full_bank)]
+        for i in range(2):
+            overwrite.append(Signal.like(overwrite[-1], name=f"overwrite_{i}"))
+            overwrite_banks.append(Signal(banks, name=f"overwrite_banks_{i}"))
+            m.d.sync += [
+                overwrite[-1].eq(overwrite[-2]),
+                overwrite_banks[-1].eq(overwrite_banks[-2]),
+            ]
+        with m.If(overwrite[-1][0]):
             m.d.comb += [
                 keep_next.eq(0),
-                sum_next.eq(overwritten),
-                enable_next.eq(overwritten_banks),
+                sum_next.eq(overwrite[-1][1:]),
+                enable_next.eq(overwrite_banks[-1]),
             ]
 
         # -- output: words of a group of blocks, then the next group is fetched ---------------
@@ -933,9 +952,12 @@ class Toeplitz(wiring.Component):
         sweep = Signal(range(max(columns_most * buffers, rows_most, window_depth)))
         sweep_buffer = Signal(range(buffers))
         sweep_last = Signal.like(last_column)
-        write_addresses = copies("key_write_address", key_write_address, banks)
+        late_address = Signal.like(key_write_address)
+        late_enable = Signal.like(key_write_enable)
+        m.d.sync += [late_address.eq(key_write_address), late_enable.eq(key_write_enable)]
+        write_addresses = copies("key_write_address", late_address, banks)
         for i, port in enumerate(key_write):
-            (enable,) = copies(f"key_write_enable_{i}", key_write_enable[i], 1)
+            (enable,) = copies(f"key_write_enable_{i}", late_enable[i], 1)
             m.d.comb += [
                 port.addr.eq(write_addresses[i]),
                 port.data.eq(gathered),
@@ -972,7 +994,7 @@ class Toeplitz(wiring.Component):
         m.d.sync += keeps_fingerprint.eq(0)
         with m.If(keeps_fingerprint):
             m.d.sync += [former_fingerprint.eq(fingerprint), former_valid.eq(1)]
-        finish = Signal(range(max(latency + 8, 16)))
+        finish = Signal(range(max(latency + 9, 16)))
         finish_over = Signal()
         with m.If(begins):
             m.d.sync += [
@@ -1018,14 +1040,12 @@ class Toeplitz(wiring.Component):
                 dirty.eq(1),
                 *(bits.eq(of_part[0]) for bits, of_part in zip(term_bits, terms, strict=True)),
             ]
-        begun = Signal()
-        m.d.sync += begun.eq(begins & ~continued)
-        with m.If(begun):
+        with m.If(begun & ~continues):
             m.d.sync += fingerprint.eq(0)
         with m.If(state == ToeplitzState.FINISH):
             m.d.sync += finish.eq(finish + 1)
             # The key before must have been overwritten, which outlasts a block that is far shorter.
-            m.d.sync += finish_over.eq((finish == latency + 5) | (finish_over & sweep_pending))
+            m.d.sync += finish_over.eq((finish == latency + 6) | (finish_over & sweep_pending))
             with m.If(finish_over & ~sweep_pending):
                 m.d.sync += [
                     sweep_pending.eq(1),
@@ -1104,7 +1124,7 @@ class Toeplitz(wiring.Component):
                 gather.eq(0),
                 fingerprint.eq(0),
                 window_address.eq(sweep),
-                window_data.eq(0),
+                seed_word.eq(0),
                 window_enable.eq((~flushing).replicate(chunks)),
                 key_write_address.eq(sweep),
                 key_write_enable.eq((~flushing).replicate(banks)),

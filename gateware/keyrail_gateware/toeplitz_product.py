@@ -268,8 +268,8 @@ class ToeplitzProduct(wiring.Component):
         # it takes; a small core has no long wires.
         self._large = self._levels > 4
         self._load_step = 3 if self._large else self._step
-        # Registers on the way, of the sums to the parts.
-        self._way = 2 if self._large else 0
+        # Registers that the sums pass on their way to the parts: how many at each stage.
+        self._way = [3, 3, 9] if self._large else []
         self._steps = [1, 1] if self._large else [self._step]
         self._sums = ToeplitzSums(width >> self._load_step, self._smallest)
         super().__init__(
@@ -305,7 +305,7 @@ class ToeplitzProduct(wiring.Component):
     @property
     def first_load(self) -> int:
         """Clocks from ``load`` until the first part is overwritten."""
-        return 1 + self._load_step + self._sums.latency + self._way
+        return 1 + self._load_step + self._sums.latency + len(self._way)
 
     @property
     def loading(self) -> int:
@@ -339,15 +339,13 @@ class ToeplitzProduct(wiring.Component):
                 choosing.append(Cat(made)[: width - 1])
             diagonals = Signal(width - 1, name=f"diagonals_{level}", reset_less=True)
             m.d.sync += diagonals.eq(
-                choices[0]
-                ^ (former[width:] & choosing[0])
-                ^ (former[: width - 1] & choosing[1])
+                choices[0] ^ (former[width:] & choosing[0]) ^ (former[: width - 1] & choosing[1])
             )
             track.append(Signal(count, name=f"chosen_{level}"))
             m.d.sync += track[-1].eq(track[-2])
             former = diagonals
         m.d.comb += sums.t.eq(former)
-        for i in range(sums.latency + self._way):
+        for i in range(sums.latency + len(self._way)):
             track.append(Signal(count, name=f"summed_{i}"))
             m.d.sync += track[-1].eq(track[-2])
 
@@ -358,20 +356,20 @@ class ToeplitzProduct(wiring.Component):
             m.submodules.part_0 = product = _product(size, self._smallest)
             m.d.comb += [product.x.eq(self.x), product.swap.eq(self.swap), self.y.eq(product.y)]
             products = [product]
-        # On their way the sums pass a register for each third of the core, and one for each part.
-        ways = [sums.o] * len(products)
-        for i in range(self._way):
-            ways = [ways[j] for j in range(0, len(products), len(products) // 3 ** (i + 1))]
-            for j, way in enumerate(ways):
+        # On their way the sums pass registers for each third of the core, then for each part.
+        ways: list[Value] = [sums.o]
+        for i, number in enumerate(self._way):
+            following: list[Value] = []
+            for j in range(number):
                 m.submodules[f"sums_{i}_register_copy_{j}"] = copy = RegisterCopy(len(sums.o))
-                m.d.comb += copy.i.eq(way)
-                ways[j] = copy.o
-            ways = [way for way in ways for _ in range(len(products) // len(ways))]
+                m.d.comb += copy.i.eq(ways[j * len(ways) // number])
+                following.append(copy.o)
+            ways = following
         # A part of the core takes its share of the matrix in by `turns` parts of the loading, each
         # of which serves as many of the parts that it is split in.
         turns = count // len(products)
         for i, product in enumerate(products):
-            m.d.comb += product.t.eq(ways[i].replicate(turns))
+            m.d.comb += product.t.eq(ways[i * len(ways) // len(products)].replicate(turns))
             for j in range(product.loads):
                 m.submodules[f"load_{i}_register_copy_{j}"] = one = RegisterCopy()
                 m.d.comb += [
