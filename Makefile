@@ -52,8 +52,8 @@ demo: env ## From photons to identical secret keys, through the real gateware.
 test: env ## Run every test.
 	$(RUN)pytest -n 2 $(TESTS)
 
-test-full-size: env ## The Toeplitz engine at 2^20 bits (some minutes).
-	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py
+test-full-size: env ## The Toeplitz engine at 2^20 bits, a receiver from its pins (some minutes).
+	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py tests/link/test_tagger.py
 
 fuzz-link: env ## 10^5 mutated frames against two stations, write docs/figures/fuzz_link.json (some minutes).
 	$(RUN)python -m keyrail_sim.figures fuzz_link > docs/figures/fuzz_link.json.new

@@ -5,7 +5,13 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from keyrail.contract import RATE_WINDOW_LOG2_PS, TIME_BITS, Role, registers
+from keyrail.contract import (
+    KEY_MODE_HISTOGRAM_MINIMUM,
+    RATE_WINDOW_LOG2_PS,
+    TIME_BITS,
+    Role,
+    registers,
+)
 
 from .layouts import fields_layout
 
@@ -39,12 +45,18 @@ class Condition(wiring.Component):
     neither dead time nor divider, whatever is set: they would be filters that the proof does not
     know.
 
+    The rate is a number of events and the windows they came in. In key mode an input's clicks are
+    key bits, so what is shown is an aggregate: windows are put together until they hold
+    ``aggregate`` events, and no more than so many in one window raise the alarm.
+
     Latency: 4 clocks, watermark included. Throughput: 1 event a clock.
 
     Parameters
     ----------
     window_log2
-        The rate is counted over 2^this ps; other than the contract's for tests.
+        A window of the rate is 2^this ps; other than the contract's for tests.
+    aggregate
+        Fewest events that a rate is shown of in key mode; likewise.
 
     Members
     -------
@@ -57,11 +69,13 @@ class Condition(wiring.Component):
     key_mode
         1: neither dead time nor divider.
     limit
-        Events in a window above which the alarm is raised; 0: no alarm.
+        Events in a window above which the alarm is raised; 0: no alarm. In key mode ``aggregate``
+        where that is more.
     clear
         Strobe: take the alarm back.
-    rate
-        Events in the last whole window, saturating, to within the lag of the watermark.
+    rate, windows
+        Events in the last whole windows, saturating, to within the lag of the watermark; and how
+        many windows, 0 before the first.
     alarm
         1 since the limit was passed, until ``clear``.
     passed, disabled, dead, divided
@@ -75,14 +89,19 @@ class Condition(wiring.Component):
     limit: In(32)
     clear: In(1)
     rate: Out(32)
+    windows: Out(24)
     alarm: Out(1)
     passed: Out(1)
     disabled: Out(1)
     dead: Out(1)
     divided: Out(1)
 
-    def __init__(self, window_log2: int = RATE_WINDOW_LOG2_PS):
-        self.window_log2 = window_log2
+    def __init__(
+        self,
+        window_log2: int = RATE_WINDOW_LOG2_PS,
+        aggregate: int = KEY_MODE_HISTOGRAM_MINIMUM,
+    ):
+        self.window_log2, self.aggregate = window_log2, aggregate
         super().__init__()
 
     def elaborate(self, platform: object) -> Module:
@@ -99,21 +118,37 @@ class Condition(wiring.Component):
             third.eq(second),
         ]
 
-        # Rate: the window ends when the watermark passes it.
+        # Rate: a window ends when the watermark passes it; in key mode some may make one.
         window, count = Signal(), Signal(32)
-        following = Signal(32)
-        m.d.comb += following.eq(count + (first.valid & ~count.all()))
-        m.d.sync += count.eq(following)
+        total, windows = Signal(32), Signal(len(self.windows))
+        together, whole = Signal(33), Signal(32)
+        shown, excess = Signal(), Signal()
+        m.d.comb += [
+            together.eq(total + count),
+            whole.eq(Mux(together[32], ~0, together)),
+            shown.eq(~self.key_mode | (whole >= self.aggregate)),
+        ]
+        m.d.sync += [
+            count.eq(count + (first.valid & ~count.all())),
+            excess.eq(
+                (self.limit != 0)
+                & (count > self.limit)
+                & (~self.key_mode | (count > self.aggregate))
+            ),
+        ]
+        with m.If(excess):
+            m.d.sync += self.alarm.eq(1)
         with m.If(self.clear):
             m.d.sync += self.alarm.eq(0)
-        with m.If((self.limit != 0) & (following > self.limit)):
-            m.d.sync += self.alarm.eq(1)
         with m.If(window != first.watermark[self.window_log2]):
             m.d.sync += [
                 window.eq(first.watermark[self.window_log2]),
-                self.rate.eq(count),
                 count.eq(first.valid),
+                total.eq(Mux(shown, 0, whole)),
+                windows.eq(Mux(shown, 0, windows + ~windows.all())),
             ]
+            with m.If(shown):
+                m.d.sync += [self.rate.eq(whole), self.windows.eq(windows + ~windows.all())]
 
         # Dead time: `live_at` counts for as long as the watermark has not passed it, so that it
         # never grows stale.

@@ -34,8 +34,8 @@ class FrontEnd(wiring.Component):
         `event_layout` each, as the time-to-digital converters give them.
     o, refused, until, frame, flush, busy, held
         As those of `Merge`.
-    settings, limits, rates
-        By input: `condition_layout`, limit of the rate, and rate.
+    settings, limits, rates, windows
+        By input: `condition_layout`, limit of the rate, rate, and the windows that this is of.
     alarm, clear
         A bit an input: its rate has passed the limit; take that back.
     key_mode
@@ -60,6 +60,7 @@ class FrontEnd(wiring.Component):
                 "settings": In(data.ArrayLayout(condition_layout(), inputs)),
                 "limits": In(data.ArrayLayout(32, inputs)),
                 "rates": Out(data.ArrayLayout(32, inputs)),
+                "windows": Out(data.ArrayLayout(24, inputs)),
                 "alarm": Out(inputs),
                 "clear": In(inputs),
                 "key_mode": In(1),
@@ -85,6 +86,7 @@ class FrontEnd(wiring.Component):
                 one.limit.eq(self.limits[n]),
                 one.clear.eq(self.clear[n]),
                 self.rates[n].eq(one.rate),
+                self.windows[n].eq(one.windows),
                 self.alarm[n].eq(one.alarm),
                 getattr(merge, f"i_{n}").eq(one.o),
             ]

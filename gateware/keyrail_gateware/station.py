@@ -20,6 +20,7 @@ from keyrail.contract import (
     SENDER_ENTRY,
     SLOT_TAG,
     STATES_PER_WORD,
+    TDC_INPUTS,
     BlockState,
     BoardCode,
     Direction,
@@ -78,7 +79,7 @@ class Configuration:
     tag_fifo_log2
         The receiver's tag FIFO holds 2^this records.
     inputs
-        Inputs of the receiver's time tagger, up to the contract's ``INPUTS``. 0: there is none,
+        Inputs of the receiver's time tagger, up to the contract's ``TDC_INPUTS``. 0: there is none,
         and tags come stamped and in order, on the stream ``tags``.
     board
         Board it is built for, as the register ``board`` says.
@@ -117,6 +118,8 @@ class Configuration:
     clock_ps: int = CLOCK_PS
 
     def __post_init__(self):
+        if not 0 <= self.inputs <= TDC_INPUTS:
+            raise ValueError(f"{self.inputs} inputs: allowed are 0 to {TDC_INPUTS}")
         if self.tdc_lines and not self.inputs:
             raise ValueError("a time-to-digital converter without inputs")
         if self.channels not in (2, 4, 8):
@@ -583,6 +586,7 @@ class Receiver(_Station):
             front_end.flush.eq(tag_fifo.busy),
             front_end.key_mode.eq(self.key_mode),
             front_end.clear.eq(Mux(strobes.rate_alarm_clear, cleared, 0)),
+            front_end.frame.eq(strobes.frame_marker),
             tag_fifo.refused.eq(front_end.refused),
             tag_fifo.until.eq(front_end.until),
             status.inputs.value.eq(inputs),
@@ -601,12 +605,18 @@ class Receiver(_Station):
                 front_end.settings[n].eq(values[f"condition_{n}"]),
                 front_end.limits[n].eq(values[f"rate_limit_{n}"].value),
                 status[f"rate_{n}"].value.eq(front_end.rates[n]),
+                status[f"rate_windows_{n}"].value.eq(front_end.windows[n]),
             ]
         for block in ("condition", "merge"):
             self._ledger(m, block, getattr(front_end, block))
 
     def _tdc(self, m: Module, front_end: FrontEnd) -> None:
-        """The time-to-digital converter behind its registers, in front of the conditioning."""
+        """The time-to-digital converter behind its registers, in front of the conditioning.
+
+        It runs on through restarts of the tag path and wipes: its times count from reset, and its
+        tables hold nothing secret. Its counters are latched with the command for a frame marker,
+        not with the marker, which begins behind it.
+        """
         bank, sizes = self.bank, self.configuration
         values, status = bank.values, bank.status
         taps = 2 * sizes.tdc_cells
@@ -627,6 +637,7 @@ class Receiver(_Station):
             tdc.start_input.eq(command.input),
             tdc.start_falling.eq(command.falling),
             tdc.start_photons.eq(command.photons),
+            tdc.frame.eq(bank.strobes.frame_marker),
             self.sources.eq(tdc.source),
             status.tdc_status.rising_calibrated.eq(tdc.calibrated[: sizes.inputs]),
             status.tdc_status.falling_calibrated.eq(tdc.calibrated[sizes.inputs :]),

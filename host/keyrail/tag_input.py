@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -124,7 +125,10 @@ def set_inputs(board: Board, settings: Mapping[int, Input]) -> None:
 
 
 def read_rates(board: Board) -> tuple[list[float], list[int]]:
-    """Events a second of each input over the last 69 ms, and the inputs whose alarm is raised.
+    """Events a second of each input, and the inputs whose alarm is raised.
+
+    They are those of the last 69 ms; in key mode, where a channel's clicks are key bits, of as
+    many times 69 ms as it takes for 10^4 events of the input. NaN where there is no rate yet.
 
     Raises
     ------
@@ -132,7 +136,11 @@ def read_rates(board: Board) -> tuple[list[float], list[int]]:
         If the board has no inputs.
     """
     inputs = _has_inputs(board)
-    rates = [board.read(f"rate_{number}") / RATE_WINDOW_S for number in range(inputs)]
+    rates = []
+    for number in range(inputs):
+        windows = board.read(f"rate_windows_{number}")
+        events = board.read(f"rate_{number}")
+        rates.append(events / (windows * RATE_WINDOW_S) if windows else math.nan)
     alarm = board.read("rate_alarm")
     return rates, [number for number in range(inputs) if alarm >> number & 1]
 

@@ -408,7 +408,13 @@ def decoded_times(tags: Structured, period: int) -> npt.NDArray[np.int64]:
 
 
 def send_frame(board: Board, time_ps: int) -> None:
-    """Send a frame marker at `time_ps`: each block latches its counters as it passes."""
+    """Send a frame marker at `time_ps`: each block latches its counters as it passes.
+
+    A board with inputs of its own puts it in place of its next time record instead.
+    """
+    if board.read("inputs"):
+        board.write("frame_marker", 1)
+        return
     marker = zeros(TAG, 1)
     marker["time"] = time_ps & TIME_MASK
     marker["kind"] = TagKind.FRAME

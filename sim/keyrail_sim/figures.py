@@ -30,6 +30,7 @@ from keyrail_sim import (
     link_fuzz,
     overload,
     sifting,
+    tagger,
     toeplitz_host,
     usb_figure,
 )
@@ -118,6 +119,7 @@ def main(arguments: list[str]) -> int:
         "toeplitz_host": toeplitz_host.figure,
         "decode": decode.figure,
         "overload": overload.figure,
+        "tag_path": tagger.figure,
         "usb": usb_figure.figure,
         "sifting": sifting.figure,
         "sifting_rates": sifting.rates_figure,

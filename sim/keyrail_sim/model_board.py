@@ -384,7 +384,7 @@ class ModelReceiver(ModelBoard):
         if name == "current_alarms":
             return self.currents.alarms
         front = ("inputs", "merge_held", "rate_alarm", "tag_fifo_held")
-        absent = name in front or name.removeprefix("rate_").isdecimal()
+        absent = name in front or name.removeprefix("rate_").removeprefix("windows_").isdecimal()
         return 0 if absent else super()._status(name)
 
     def _command(self, name: str, value: int) -> None:

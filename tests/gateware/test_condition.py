@@ -11,7 +11,7 @@ from bench import generator
 from keyrail.contract import DELAY_MAXIMUM_PS, TIME_BITS, Role, registers
 from keyrail_sim.models.condition import Condition, Settings
 
-CLOCK_PS, LATENCY, WINDOW_LOG2 = 10_000, 4, 20
+CLOCK_PS, LATENCY, WINDOW_LOG2, AGGREGATE = 10_000, 4, 20, 100
 WRAP = 1 << TIME_BITS
 FIELDS = {field.name: field.bits for field in registers(Role.RECEIVER)["condition_0"].fields}
 
@@ -92,6 +92,7 @@ async def bench_random(dut, key_mode):
 @cocotb.test()
 async def bench_rate_and_alarm(dut):
     """Windows of 2^20 ps hold 104 or 105 clocks; an event every other clock."""
+    dut.key_mode.value = 0
     await bench.start(dut)
     dut.settings.value = packed(Settings(enable=0))  # the rate is that of the detector
     await bench.reset(dut)
@@ -107,6 +108,7 @@ async def bench_rate_and_alarm(dut):
             alarm_at = clock
             assert 80 <= clock <= 90
     assert rates <= {52, 53}
+    assert int(dut.windows.value) == 1
     assert alarm_at is not None
     dut.limit.value = 60
     dut.clear.value = 1
@@ -119,11 +121,46 @@ async def bench_rate_and_alarm(dut):
         assert not dut.alarm.value
 
 
+@cocotb.test()
+async def bench_rates_in_key_mode_are_aggregates(dut):
+    """Of 100 events at least, in as many windows as that takes; every event in one of them."""
+    rng = generator("condition aggregates")
+    dut.key_mode.value = 1
+    dut.limit.value = 10  # below the aggregate: 100 raise the alarm, not 10
+    await bench.start(dut)
+    seen, last = [], 0
+    counted = windows = 0
+    for clock in range(4000):
+        time = clock * CLOCK_PS
+        # Dense, thin, and nearly dark.
+        valid = rng.random() < (0.6 if clock < 1500 else 0.1 if clock < 3000 else 0.5)
+        dut.i.value = int(valid) | time << 1 | time << 51
+        await FallingEdge(dut.clk)
+        shown = int(dut.rate.value), int(dut.windows.value)
+        if (time >> WINDOW_LOG2) != last:
+            last = time >> WINDOW_LOG2
+            seen.append(shown)
+            windows += 1
+        assert not dut.alarm.value
+        counted += valid
+    changes = [now for former, now in zip([(0, 0), *seen], seen, strict=False) if now != former]
+    assert len(changes) > 8
+    assert all(count >= AGGREGATE for count, _ in changes)
+    assert {2, 3} < {number for _, number in changes}
+    assert sum(number for _, number in changes) <= windows
+    assert counted - 2 * AGGREGATE - 2 <= sum(count for count, _ in changes) <= counted
+    for clock in range(4000, 4300):
+        time = clock * CLOCK_PS
+        dut.i.value = 1 | time << 1 | time << 51
+        await FallingEdge(dut.clk)
+    assert dut.alarm.value  # 104 in one window
+
+
 @pytest.mark.parametrize("simulator", bench.simulators())
 def test_condition(simulator):
     from keyrail_gateware.condition import Condition as Gateware
 
-    bench.run(Gateware(WINDOW_LOG2), simulator, "test_condition")
+    bench.run(Gateware(WINDOW_LOG2, AGGREGATE), simulator, "test_condition")
 
 
 def test_twin_follows_the_rules():

@@ -76,7 +76,8 @@ async def bench_random(dut, key_mode):
     out = condition["out"]
     assert counters(dut, "merge") == {"in": out, "out": out, "refused": 0}
     assert int(dut.held.value) == 0
-    assert int(dut.alarm.value) == 0b010
+    # In key mode an alarm tells of 10^4 events at least.
+    assert int(dut.alarm.value) == (0 if key_mode else 0b010)
     dut.clear.value = 0b010
     dut.limits.value = 0
     await FallingEdge(dut.clk)

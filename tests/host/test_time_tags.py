@@ -2,6 +2,7 @@
 """T2 records, ``.ptu`` files that other readers open, and the settings of inputs."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
@@ -208,7 +209,9 @@ def test_settings_of_inputs():
         tag_input.set_inputs(board, {0: one})
     with pytest.raises(BoardError, match="stay inside"):
         tag_input.set_raw(board, True)
-    board.words[board.registers["rate_3"].offset] = 68_719
+    assert math.isnan(tag_input.read_rates(board)[0][3])
+    board.words[board.registers["rate_3"].offset] = 3 * 68_719
+    board.words[board.registers["rate_windows_3"].offset] = 3
     board.words[board.registers["rate_alarm"].offset] = 8
     rates, alarms = tag_input.read_rates(board)
     assert rates[3] == pytest.approx(1e6, rel=1e-4)

@@ -896,22 +896,36 @@ def _build() -> tuple[Register, ...]:
             _RECEIVER,
             1,
         )
-        counted = "Events in 2^36 ps."
         add(
             f"rate_{index}",
-            one(32, counted),
+            one(32, f"Events in rate_windows_{index} windows of 2^36 ps."),
             read,
-            f"Rate of input {index}, all events.",
+            f"Rate of input {index}, all events; in key mode of 10^4 events at least.",
+            _RECEIVER,
+        )
+        add(
+            f"rate_windows_{index}",
+            one(24, "Windows of 2^36 ps."),
+            read,
+            f"Windows that rate_{index} is of; 0 before there is one.",
             _RECEIVER,
         )
         add(
             f"rate_limit_{index}",
-            one(32, counted),
+            one(32, "Events in 2^36 ps."),
             write,
-            "More raise the alarm; 0: none.",
+            "More raise the alarm; 0: none. In key mode no fewer than 10^4 do.",
             _RECEIVER,
         )
     add("tag_fifo_held", one(16, "Records."), read, "Records in the tag FIFO.", _RECEIVER)
+    add(
+        "frame_marker",
+        one(1, "Any value."),
+        command,
+        "The next time record of the merge is a frame marker. Where there are no inputs, frame "
+        "markers come among the tags.",
+        _RECEIVER,
+    )
     return tuple(registers)
 
 
