@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.signal import czt
+from scipy.stats import gamma
 
 from keyrail.contract import PERIOD_FRACTION_BITS, PERIOD_MAXIMUM_PS, PERIOD_MINIMUM_PS
 from keyrail.errors import KeyrailError
@@ -20,6 +23,8 @@ _LAGS = 1 << 18  # differences of up to 33 us enter the first search
 _TAGS = 30_000  # tags that the search round a hint looks at
 _MARGIN = 16.0  # natural logarithm of how much likelier than by chance a period must be
 _DIVISION = 8  # harmonics that must be visible for a period to be suspected of being divided
+_HARMONICS = 4  # of every frequency near a hint
+_HARMONICS_MOST = 32  # of those that stand out
 
 
 class NoPeriodError(KeyrailError):
@@ -255,6 +260,131 @@ def acquire(
         divided,
         note,
     )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A frequency at which tags may have pulses, and where in their slots.
+
+    Attributes
+    ----------
+    frequency
+        1/ps.
+    phase
+        Of the pulses, turns from the run's first tag.
+    half_width
+        Turns on either side of it that hold the pulses, 1/2 at most.
+    """
+
+    frequency: float
+    phase: float
+    half_width: float
+
+    def turns(self, relative: Times) -> npt.NDArray[np.float64]:
+        """Pulses from that of the run's first tag on to each time, counted from that tag, ps."""
+        turns = relative.astype(np.float64) * self.frequency - self.phase
+        return np.asarray(turns, np.float64)
+
+
+def candidates(times: Times, frequency_hint: float, count: int = 16) -> list[Candidate]:
+    """Frequencies near a hint at which pulses may lie, the likeliest first; none need be right.
+
+    For few tags of pulses among many that fall evenly, where no line of the spectrum stands out by
+    itself. Pulses that are short against their period show at its harmonics as well: powers of
+    1, 2, 4, ... 32 of them are added (the Z^2_m statistic; Buccheri et al., Astronomy and
+    Astrophysics 128, 245 (1983)), and that number counts at which chance is least. All channels are
+    taken together: their pulses must lie within a small share of the period of each other.
+
+    Parameters
+    ----------
+    times
+        Tags in time order, ps.
+    frequency_hint
+        Frequency, Hz, right to 100 ppm.
+    count
+        How many at most.
+    """
+    relative = times - times[0]
+    centre = frequency_hint * 1e-12
+    span = int(relative[-1]) + 1
+    reach = HINT_TOLERANCE * centre * 1.05
+    step = 1 / (4 * _HARMONICS * span)
+    places = np.arange(-int(reach / step) - 1, int(reach / step) + 2)
+    grid: npt.NDArray[np.float64] = places.astype(np.float64) * step
+    total = np.zeros(len(grid))
+    score: npt.NDArray[np.float64] = np.zeros(len(grid))
+    for harmonic in range(1, _HARMONICS + 1):
+        total += _line_powers(relative, harmonic * centre, harmonic * grid, span)
+        if harmonic & (harmonic - 1) == 0:
+            np.maximum(score, -gamma.logsf(total, harmonic), out=score)
+    peaks = 1 + np.flatnonzero((score[1:-1] >= score[:-2]) & (score[1:-1] > score[2:]))
+    peaks = peaks[np.argsort(-score[peaks])][: 2 * count]
+    found = [
+        _narrowed(relative, centre + float(grid[peak]), float(score[peak]), span) for peak in peaks
+    ]
+    found.sort(key=lambda pair: -pair[0])
+    return [_placed(relative, frequency) for _, frequency in found[:count]]
+
+
+def _line_powers(
+    times: Times, frequency: float, offsets: npt.NDArray[np.float64], span: int
+) -> npt.NDArray[np.float64]:
+    """abs(sum of phasors)^2 / tags at evenly spaced offsets from a frequency, 1/ps."""
+    # In bins of 1/16 turn at most at the largest offset.
+    bins = max(64, int(16 * abs(offsets).max() * span))
+    length = span / bins
+    turning = _phasors(times, frequency)
+    where = np.minimum((times / length).astype(np.int64), bins - 1)
+    # The middle of each bin: an offset turns it by half a bin, all alike, which powers do not see.
+    slow = np.bincount(where, turning.real, bins) + 1j * np.bincount(where, turning.imag, bins)
+    turn = 2j * np.pi * length
+    sums = czt(
+        slow,
+        len(offsets),
+        np.exp(turn * (offsets[1] - offsets[0])),
+        np.exp(-turn * offsets[0]),
+    )
+    powers: npt.NDArray[np.float64] = np.abs(sums) ** 2 / len(times)
+    return powers
+
+
+def _narrowed(times: Times, frequency: float, score: float, span: int) -> tuple[float, float]:
+    """Best score, and its frequency, with ever more harmonics."""
+    best = score, frequency
+    harmonics = _HARMONICS
+    while harmonics < _HARMONICS_MOST:
+        harmonics *= 2
+        # A line of the former number is 1 / (former number x span) wide.
+        trial = frequency + np.arange(-8, 9) / (4 * harmonics * span)
+        phasors = np.exp(2j * np.pi * np.modf(times[:, None] * trial)[0])
+        power, product = np.zeros(len(trial)), np.ones_like(phasors)
+        for _ in range(harmonics):
+            product *= phasors
+            power += np.abs(product.sum(axis=0)) ** 2
+        scores = -gamma.logsf(power / len(times), harmonics)
+        at = int(scores.argmax())
+        frequency = float(trial[at])
+        best = max(best, (float(scores[at]), frequency))
+    return best
+
+
+def _placed(times: Times, frequency: float) -> Candidate:
+    """Where the tags gather, in a window that makes most of tags over the root of their number."""
+    turns = np.sort(np.modf(times * frequency)[0])
+    count = len(turns)
+    around = np.concatenate([turns, turns + 1])
+    best = (0.0, 0.0, 0.5)
+    half_width = 0.5
+    while half_width > 0.25 / _HARMONICS_MOST:
+        half_width /= math.sqrt(2)
+        held = np.searchsorted(around, turns + 2 * half_width, side="right") - np.arange(count)
+        at = int(held.argmax())
+        inside = int(held[at])
+        excess = (inside - 2 * half_width * count) / (1 - 2 * half_width)
+        # The window begins with a tag: its middle is that of those inside.
+        middle = float(np.median(around[at : at + inside]))
+        best = max(best, (excess / np.sqrt(inside), middle % 1, half_width))
+    return Candidate(frequency, best[1], best[2])
 
 
 def _uncertainty(parts: list[Times], period: float, span: int) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import ndtri
+from scipy.stats import binom
 
 from keyrail import acquire
 from keyrail.contract import PERIOD_FRACTION_BITS
@@ -21,7 +21,7 @@ from keyrail.errors import KeyrailError
 
 _DOMAIN = b"keyrail training pattern 1"
 FALSE_ALARM = 1e-6
-"""Chance, over all offsets tried, that noise alone passes for the pattern (Gaussian tail)."""
+"""Chance, over all that is tried, that noise alone passes for the pattern."""
 
 
 class TrainingError(KeyrailError):
@@ -51,11 +51,13 @@ def find_first_slot(
     slots: npt.NDArray[np.int64],
     pattern: npt.NDArray[np.uint8],
     within: tuple[int, int] | None = None,
+    false_alarm: float = FALSE_ALARM,
 ) -> int:
     """Find which slot of the receiver is slot 0 of the training pattern.
 
-    Clicks are correlated with the pattern, +1 where a pulse is present and -1 where not: clicks
-    that have nothing to do with it add up to zero with a deviation of their number's root.
+    Clicks are correlated with the pattern, +1 where a pulse is present and -1 where not. Each slot
+    counts once, whatever clicked in it: slots that have nothing to do with the pattern are fair
+    coins, and their chance to score as much is binomial.
 
     Parameters
     ----------
@@ -66,6 +68,8 @@ def find_first_slot(
     within
         First and last slot that may be it, where so much is known (the classical link tells when
         the training begins); any by default. A narrow search is faster and needs fewer clicks.
+    false_alarm
+        Chance, over all slots tried, that noise passes.
 
     Returns
     -------
@@ -80,17 +84,19 @@ def find_first_slot(
     if len(slots) == 0:
         raise TrainingError("no click during the training slots; allowed is at least one a channel")
     signs = np.where(pattern >> 3 & 1, np.int8(1), np.int8(-1))
+    slots = np.unique(slots)
     if within is None:
         first, score = _correlate_all(slots, signs)
     else:
         first, score = within[0], _correlate_near(slots, signs, within)
     best = int(score.argmax())
-    significance = score[best] / np.sqrt((np.bincount(slots).astype(np.float64) ** 2).sum())
-    needed = -float(ndtri(FALSE_ALARM / len(score)))
-    if significance < needed:
+    matches = int(np.ceil((len(slots) + round(float(score[best]))) / 2))
+    chance = float(binom.logsf(matches - 1, len(slots), 0.5))
+    needed = float(np.log(false_alarm / len(score)))
+    if chance > needed:
         raise TrainingError(
-            f"training pattern not found: {significance:.1f} standard deviations over chance, "
-            f"needed are {needed:.1f} ({len(slots)} clicks)"
+            f"training pattern not found: {matches} of {len(slots)} slots with clicks fit, which "
+            f"chance does with 10^{chance / np.log(10):.1f}; needed is 10^{needed / np.log(10):.1f}"
         )
     return first + best
 
@@ -176,16 +182,89 @@ def synchronise(
     NoPeriodError, TrainingError
         If period or pattern do not stand out from chance.
     """
-    found = acquire.acquire(times, channels, frequency_hint=frequency_hint)
-    period_ps = found.period_fixed / (1 << PERIOD_FRACTION_BITS)
-    # Slots of the receiver's own count, each with its pulse in the middle.
-    slots = np.floor((times - found.origin_ps) / period_ps).astype(np.int64)
-    shift = min(0, int(slots.min(initial=0)))
-    within = None
-    if starts is not None:
-        low, high = ((start - found.origin_ps) / period_ps for start in starts)
-        within = (int(np.floor(low)) - shift, int(np.ceil(high)) - shift)
-    first = find_first_slot(slots - shift, pattern, within) + shift
+    try:
+        found = acquire.acquire(times, channels, frequency_hint=frequency_hint)
+        period_ps = found.period_fixed / (1 << PERIOD_FRACTION_BITS)
+        # Slots of the receiver's own count, each with its pulse in the middle.
+        slots = np.floor((times - found.origin_ps) / period_ps).astype(np.int64)
+        first = _first_slot(slots, pattern, starts, found.origin_ps, period_ps, FALSE_ALARM / 2)
+    except KeyrailError as error:
+        if len(times) < 10:
+            raise
+        return _among_dark_counts(times, pattern, frequency_hint, starts, error)
     # Exact even where first x P has more digits than a float.
     begin = (first * found.period_fixed + (1 << PERIOD_FRACTION_BITS - 1)) >> PERIOD_FRACTION_BITS
     return Synchronisation(found.period_fixed, found.origin_ps + begin, found.visibility)
+
+
+def _first_slot(
+    slots: npt.NDArray[np.int64],
+    pattern: npt.NDArray[np.uint8],
+    starts: tuple[int, int] | None,
+    origin_ps: float,
+    period_ps: float,
+    false_alarm: float,
+) -> int:
+    """`find_first_slot` with bounds as times, slots counted from an origin and maybe below 0."""
+    shift = min(0, int(slots.min(initial=0)))
+    within = None
+    if starts is not None:
+        low, high = ((start - origin_ps) / period_ps for start in starts)
+        within = (int(np.floor(low)) - shift, int(np.ceil(high)) - shift)
+    return find_first_slot(slots - shift, pattern, within, false_alarm) + shift
+
+
+def _among_dark_counts(
+    times: npt.NDArray[np.int64],
+    pattern: npt.NDArray[np.uint8],
+    frequency_hint: float,
+    starts: tuple[int, int] | None,
+    error: KeyrailError,
+) -> Synchronisation:
+    """Try frequencies that do not stand out by themselves: the pattern says which is right.
+
+    Of each only the clicks where its pulses would lie are correlated. The chance that noise passes
+    is shared out among them, the likelier ones taking more: together half of `FALSE_ALARM`.
+    """
+    begin = int(times[0])
+    relative = times - begin
+    for rank, candidate in enumerate(acquire.candidates(times, frequency_hint), 1):
+        turns = candidate.turns(relative)
+        slots = np.floor(turns + 0.5).astype(np.int64)
+        inside = np.abs(turns - slots) <= candidate.half_width
+        share = 3 / np.pi**2 / rank**2  # the sum over all ranks is 1/2
+        period_ps = 1 / candidate.frequency
+        origin = begin + (candidate.phase - 0.5) * period_ps
+        try:
+            first = _first_slot(
+                slots[inside], pattern, starts, origin, period_ps, share * FALSE_ALARM
+            )
+        except TrainingError:
+            continue
+        # Period and phase anew, of clicks where the pattern has pulses.
+        at = slots[inside] - first
+        known = (at >= 0) & (at < len(pattern))
+        lit = pattern[np.where(known, at, 0)] >> 3 & 1 == 1
+        chosen = np.flatnonzero(inside)[known & lit]
+        slope, offset = _line(slots[chosen] - first, turns[chosen] - slots[chosen])
+        period_ps *= 1 + slope
+        period = round(period_ps * (1 << PERIOD_FRACTION_BITS))
+        turn = first + offset + candidate.phase - 0.5
+        phasors = np.exp(2j * np.pi * np.modf(relative / period_ps)[0])
+        return Synchronisation(
+            period,
+            begin + round(turn / candidate.frequency),
+            float(abs(phasors.mean())),
+        )
+    raise error
+
+
+def _line(x: npt.NDArray[np.int64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and offset of a line through points, those far off it left out."""
+    kept = np.ones(len(x), np.bool_)
+    slope = offset = 0.0
+    for _ in range(4):
+        slope, offset = (float(value) for value in np.polyfit(x[kept], y[kept], 1))
+        residual = np.abs(y - offset - slope * x)
+        kept = residual <= max(4 * float(np.median(residual[kept])), 1e-9)
+    return slope, offset

@@ -14,14 +14,20 @@ import numpy as np
 
 from keyrail.contract import PERIOD_FRACTION_BITS, PERIOD_MAXIMUM_PS, PERIOD_MINIMUM_PS
 from keyrail.errors import KeyrailError
-from keyrail.training import synchronise, training_states
-from keyrail_sim.photonics import LinkSettings, Photonics
+from keyrail.training import FALSE_ALARM, synchronise, training_states
+from keyrail_sim.photonics import DETECTORS, LinkSettings, Photonics
 
 SEEDS = 200
 SLOTS_LOG2 = {20.0: 17, 40.0: 22}
 """Training slots by loss, dB: some 400 and 130 clicks of light."""
 DARK_COUNTS = (0.0, 1e-6, 1e-5, 1e-4)
 """Dark counts a slot and detector; there are four detectors."""
+CASES = (
+    *((loss, slots, dark) for loss, slots in SLOTS_LOG2.items() for dark in DARK_COUNTS),
+    (40.0, 23, 1e-5),
+    (40.0, 23, 1e-4),
+)
+"""Loss, training slots (as a power of two) and dark counts of each point."""
 INTENSITY = 0.6
 UNCERTAINTY_PPM = 100.0
 START_SLOTS = 1 << 16
@@ -91,32 +97,95 @@ def attempt(seed: int, loss_db: float, dark: float, slots_log2: int) -> Attempt:
     return Attempt(True, bool(right), period, offset, clicks)
 
 
+def information_bits(signal: float, dark: float, period_ps: float) -> float:
+    """What clicks tell of where the pattern begins, bits, period and phase being known.
+
+    A click at a phase where the share s of clicks is light's fits the pattern with the chance
+    (1 + s) / 2: it is worth 1 - h((1 + s) / 2) bits, h being the binary entropy.
+
+    Parameters
+    ----------
+    signal, dark
+        Clicks of light, spread by the detectors' jitter (`LinkSettings`), and evenly falling ones.
+    period_ps
+        Slot period.
+    """
+    link, points = LinkSettings(), 1 << 16
+    step = period_ps / points
+    # Characteristic function of the jitter: a Gaussian, and for some an exponential tail on top.
+    turn = 2 * np.pi * np.fft.rfftfreq(points, step)
+    tail = link.jitter_tail_fraction
+    spread = np.exp(-((turn * link.jitter_ps) ** 2) / 2)
+    spread = spread * (1 - tail + tail / (1 + 1j * turn * link.jitter_tail_ps))
+    light = signal * np.maximum(np.fft.irfft(spread, points), 0)
+    every = light + dark / points
+    fits = (1 + light / np.maximum(every, 1e-300)) / 2
+    against = np.maximum(1 - fits, 1e-300)
+    entropy = -(fits * np.log2(fits) + against * np.log2(against))
+    return float((every * (1 - entropy)).sum())
+
+
+def needed_bits() -> float:
+    """Bits that tell one start among `START_SLOTS` from chance."""
+    return float(np.log2(2 * START_SLOTS / FALSE_ALARM))
+
+
+def needed_signal(background: float) -> int:
+    """Clicks of light that suffice on average against evenly falling ones in the pulses' window."""
+    for signal in range(1, 1 << 20):
+        share = (1 + signal / (signal + background)) / 2
+        entropy = -sum(x * np.log2(x) for x in (share, 1 - share) if x > 0)
+        if (signal + background) * (1 - entropy) >= needed_bits():
+            return signal
+    raise ValueError(f"{background} clicks in the window: more than can be overcome")
+
+
+def shortest_period(loss_db: float, slots_log2: int, dark: float) -> float | None:
+    """Shortest period, ps, at which a training's clicks tell enough on average; None if none is."""
+    slots = 1 << slots_log2
+    signal = INTENSITY * 10 ** (-loss_db / 10) * slots / 2
+    for period in np.geomspace(PERIOD_MINIMUM_PS, PERIOD_MAXIMUM_PS, 200):
+        if information_bits(signal, DETECTORS * dark * slots, float(period)) >= needed_bits():
+            return round(float(period), 1)
+    return None
+
+
 def figure(seeds: int = SEEDS) -> dict[str, Any]:
     """Success rates over so many seeds for each loss and dark count."""
     results = []
     pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
-    for loss, slots_log2 in SLOTS_LOG2.items():
-        for dark in DARK_COUNTS:
-            same = ([value] * seeds for value in (loss, dark, slots_log2))
-            attempts = list(pool.map(attempt, range(seeds), *same, chunksize=10))
-            results.append(
-                {
-                    "loss_db": loss,
-                    "dark_counts_per_slot": dark,
-                    "training_slots": 1 << slots_log2,
-                    "seeds": seeds,
-                    "success": round(sum(a.right for a in attempts) / seeds, 4),
-                    "wrong": sum(a.found and not a.right for a in attempts),
-                    "clicks_mean": round(float(np.mean([a.clicks for a in attempts])), 1),
-                }
-            )
-            print(results[-1], file=sys.stderr, flush=True)
+    for loss, slots_log2, dark in CASES:
+        same = ([value] * seeds for value in (loss, dark, slots_log2))
+        attempts = list(pool.map(attempt, range(seeds), *same, chunksize=10))
+        limit = shortest_period(loss, slots_log2, dark)
+        above = [a for a in attempts if limit and a.period_ps >= limit]
+        results.append(
+            {
+                "loss_db": loss,
+                "dark_counts_per_slot": dark,
+                "training_slots": 1 << slots_log2,
+                "seeds": seeds,
+                "success": round(sum(a.right for a in attempts) / seeds, 4),
+                "wrong": sum(a.found and not a.right for a in attempts),
+                "clicks_mean": round(float(np.mean([a.clicks for a in attempts])), 1),
+                "shortest_period_ps": limit,
+                "seeds_above": len(above),
+                "right_above": sum(a.right for a in above),
+            }
+        )
+        print(results[-1], file=sys.stderr, flush=True)
     pool.shutdown()
     return {
         "mean_photon_number": INTENSITY,
         "period_ps": [PERIOD_MINIMUM_PS, PERIOD_MAXIMUM_PS],
         "uncertainty_ppm": UNCERTAINTY_PPM,
         "start_known_to_slots": START_SLOTS,
+        "false_alarm": FALSE_ALARM,
+        "needed_bits": round(needed_bits(), 1),
+        "needed_signal": [
+            {"background": background, "signal": needed_signal(background)}
+            for background in (0, 10, 30, 100, 300, 1000)
+        ],
         "results": results,
     }
 
@@ -129,13 +198,18 @@ def plot(data: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     drawing, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
-    for loss in sorted({row["loss_db"] for row in data["results"]}):
-        rows = [row for row in data["results"] if row["loss_db"] == loss]
+    lines = sorted({(row["loss_db"], row["training_slots"]) for row in data["results"]})
+    for loss, slots in lines:
+        rows = [
+            row
+            for row in data["results"]
+            if (row["loss_db"], row["training_slots"]) == (loss, slots)
+        ]
         axes.plot(
             [max(row["dark_counts_per_slot"], 1e-7) for row in rows],
             [row["success"] for row in rows],
             "o-",
-            label=f"{loss:g} dB, {rows[0]['training_slots']:,} slots",
+            label=f"{loss:g} dB, {slots:,} slots",
         )
     axes.set(
         xscale="log",
