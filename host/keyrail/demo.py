@@ -218,7 +218,7 @@ class DemoResult:
                 {"board": "both boards", "host": "both control PCs"}.get(self.hash_on, "-"),
             ),
             ("Block memory on", "control PC" if self.block_on_host else "board"),
-            ("Randomness", uses_text(self.randomness)),
+            ("Randomness", uses_text(self.randomness) or "none was used"),
             ("Security by randomness", security(self.randomness.values())),
             ("Classical link", "authenticated" if result.authenticated else "NOT authenticated"),
         ]
@@ -421,7 +421,7 @@ def _block(
         )
         ours, theirs = run_pair(sender, receiver, report)
     outcome.result = ours
-    outcome.randomness |= ours.randomness
+    outcome.randomness |= ours.randomness | theirs.randomness
     outcome.hash_on = alice.hash_on
     outcome.accepted = ours.accepted and theirs.accepted
     outcome.reason = ours.reason or theirs.reason

@@ -565,38 +565,6 @@ def test_states_of_the_generator_are_made_again(kind):
     assert (announced[~sync] < slots - (1 << 17)).sum() > 50
 
 
-def clocks_of(board: Board, work) -> int:
-    before = board.cycles
-    work()
-    return board.cycles - before - QUIET
-
-
-QUIET = 256
-"""Clocks that a simulated board runs on after the last movement."""
-
-
-def test_one_record_a_clock_on_the_whole_senders_path():
-    """Look-up to block memory, and basis to reply, sifted bit and tally: no clock is lost."""
-    count, slack = 8_192, 64
-    rng = np.random.default_rng(9)
-    with keyrail.open("sim:alice") as alice:
-        open_sender(alice, 4 * count)
-        alice.send("states", state_words(rng.integers(0, 8, 4 * count).astype(np.uint8)))
-        alice.run()
-        alice.send("announcements", announcements(np.arange(0, 4 * count, 4)))
-        assert clocks_of(alice, alice.run) <= count + slack
-        spilled = alice.receive("block_out")
-        for command in (BlockCommand.CLOSE, BlockCommand.BASES):
-            alice.write("block_command", command)
-            alice.run()
-        alice.send("block_in", spilled)
-        bases = zeros(BASIS, count)
-        bases["basis"] = rng.integers(0, 2, count)
-        alice.send("bases", bases)
-        assert clocks_of(alice, alice.run) <= count + slack
-        assert len(alice.receive("replies")) == count
-
-
 def test_a_paced_source_starves_and_stops_the_block():
     """Nothing that was not emitted is answered, and the next block begins anew."""
     rng = np.random.default_rng(10)
