@@ -414,20 +414,21 @@ class Pool:
         Raises
         ------
         PoolRestored
-            If one of the pools was restored from a backup.
+            If one of the pools was restored from a backup; or if someone who can make the
+            computational tag named a later index, which is used up by that attempt.
         """
         mine, theirs = self.role, other_role(self.role)
         if other[mine].next > self._counters[mine].next:
             raise PoolRestored(
                 f"{self.path}: at index {self._counters[mine].next} of its own pads, the other "
-                f"station has seen {other[mine].next}: restored from a backup; provision the "
-                "link anew"
+                f"station has seen {other[mine].next}: restored from a backup, or a later index "
+                "was forged there; provision the link anew"
             )
         if other[theirs].next < self._counters[theirs].next:
             raise PoolRestored(
                 f"the other station's pool is at index {other[theirs].next} of its own pads, "
-                f"{self._counters[theirs].next} have been seen here: restored from a backup; "
-                "provision the link anew"
+                f"{self._counters[theirs].next} have been seen here: restored from a backup, or "
+                "a later index was forged here; provision the link anew"
             )
         for role, here in self._counters.items():
             first = max(here.next, other[role].next)
