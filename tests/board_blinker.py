@@ -33,10 +33,14 @@ class Blinker(Elaboratable):
         return m
 
 
-def built(board_name, mhz):
+def design(board_name, mhz):
     board = board_named(board_name)
     top = Blinker(board, mhz)
-    return build(convert(board.platform(), top, board.device, top.targets, board.packer))
+    return convert(board.platform(), top, board.device, top.targets, board.packer)
+
+
+def built(board_name, mhz):
+    return build(design(board_name, mhz))
 
 
 if __name__ == "__main__":

