@@ -195,7 +195,12 @@ def program(board: Board, file: Path) -> None:
 
 
 def measure(
-    names: list[str], progress: Progress, everything: bool = False, pack_only: bool = False
+    names: list[str],
+    progress: Progress,
+    *,
+    only: list[str] | None = None,
+    everything: bool = False,
+    pack_only: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Results of all stations that claim to fit, as each is there.
 
@@ -205,6 +210,8 @@ def measure(
         Boards; all if none are named.
     progress
         Told of each step.
+    only
+        Stations as role and configuration, such as ``sender-small``; all if none are named.
     everything
         Those that claim nothing too.
     pack_only
@@ -220,7 +227,9 @@ def measure(
     chosen = [board_named(name) for name in names] or list(boards().values())
     for board in chosen:
         for (role, configuration), fit in board.fits.items():
-            if not fit.claims and not everything:
+            if (not fit.claims and not everything) or (
+                only and f"{role.name.lower()}-{configuration}" not in only
+            ):
                 continue
             progress(f"{board.name} {role.name.lower()} {configuration}")
             if pack_only and not fit.claims:
@@ -299,6 +308,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("file", type=Path, help="JSON file to write; its .md page lies beside it")
     parser.add_argument("--board", action="append", default=[], help="all if not given")
     parser.add_argument(
+        "--only", action="append", default=[], help="such as sender-small; all if not given"
+    )
+    parser.add_argument(
         "--everything", action="store_true", help="those that do not claim to fit, too"
     )
     parser.add_argument(
@@ -313,13 +325,19 @@ def main(arguments: list[str]) -> int:
         return result["board"], result["role"], result["configuration"]
 
     former: dict[tuple[str, str, str], dict[str, Any]] = {}
-    if chosen.board and chosen.file.exists():
+    if (chosen.board or chosen.only) and chosen.file.exists():
         # A part of the table is made anew; the rest stays, with the commit that it is from.
         old = json.loads(chosen.file.read_text())
         former = {key(one): {"commit": old["commit"], **one} for one in old["results"]}
     results: dict[tuple[str, str, str], dict[str, Any]] = dict(former)
     try:
-        for result in measure(chosen.board, progress, chosen.everything, chosen.pack_only):
+        for result in measure(
+            chosen.board,
+            progress,
+            only=chosen.only,
+            everything=chosen.everything,
+            pack_only=chosen.pack_only,
+        ):
             results[key(result)] = result
             figure = document("make bitstreams", list(results.values()), *TOOLS)
             write(chosen.file, figure, table(figure))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boards: clocks within the part's limits, pins declared once, bitstreams, errors of one line."""
 
+import json
 import os
 import random
 import subprocess
@@ -481,6 +482,49 @@ def test_program_calls_the_loader(monkeypatch, capsys, tmp_path):
     code, _, errors = run(monkeypatch, capsys, "program", "ecpix5-45f", str(file))
     assert code == 2
     assert "openFPGALoader ended with code 1" in errors
+
+
+def claiming(monkeypatch):
+    """The ECPIX-5 45F, whose small sender claims to fit."""
+    board = board_named("ecpix5-45f")
+    key = (Role.SENDER, "small")
+    fits = board.fits | {key: replace(board.fits[key], claims=True, why_not="")}
+    for other in set(fits) - {key}:
+        fits[other] = replace(fits[other], claims=False, why_not="too slow")
+    monkeypatch.setattr(stations, "board_named", lambda name: replace(board, fits=fits))
+
+
+def test_what_claims_to_fit_must_close(monkeypatch, tmp_path):
+    claiming(monkeypatch)
+    monkeypatch.setattr(stations, "build_station", lambda *a, **k: made(tmp_path, 101.0))
+    (one,) = stations.measure(["ecpix5-45f"], lambda line: None)
+    assert (one["board"], one["role"], one["configuration"]) == ("ecpix5-45f", "sender", "small")
+    assert one["closes"]
+    monkeypatch.setattr(stations, "build_station", lambda *a, **k: made(tmp_path, 99.0))
+    with pytest.raises(TimingFailed):
+        list(stations.measure(["ecpix5-45f"], lambda line: None))
+    # What claims nothing is in the table as it is.
+    found = stations.measure(["x"], lambda line: None, only=["sender-full"], everything=True)
+    assert [one["closes"] for one in found] == [False]
+
+
+def test_a_part_of_the_table_is_made_anew(monkeypatch, tmp_path):
+    claiming(monkeypatch)
+    monkeypatch.setattr(stations, "build_station", lambda *a, **k: made(tmp_path, 101.0))
+    file = tmp_path / "boards.json"
+    arguments = ["--board", "ecpix5-45f", "--everything", str(file)]
+    assert stations.main([*arguments, "--only", "sender-small"]) == 0
+    assert stations.main([*arguments, "--only", "sender-full"]) == 0
+    results = json.loads(file.read_text())["results"]
+    assert [one["configuration"] for one in results] == ["small", "full"]
+    assert "commit" in results[0]
+    assert "sender small" in file.with_suffix(".md").read_text()
+
+    def fails(*arguments, **options):
+        raise ToolFailed("yosys: no")
+
+    monkeypatch.setattr(stations, "build_station", fails)
+    assert stations.main(["--board", "ecpix5-45f", str(file)]) == 2
 
 
 def test_names_are_found_whatever_their_case():
