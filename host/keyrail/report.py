@@ -200,6 +200,10 @@ def build_report(result: dict[str, Any]) -> str:
         text += "" if crossing["holds"] else ": too slow"
         summary.append((f"From {crossing['source']} to {crossing['target']}", text))
     summary += [
+        (f"From {way}", f"{delay} ns, without the pads and the board; not checked")
+        for way, delay in result["pin_paths_ns"].items()
+    ]
+    summary += [
         ("Hash of all inputs", result["identity"]),
         ("SHA-256 of the bitstream", result["bitstream_sha256"]),
         ("nextpnr's seed", str(result["seed"])),

@@ -29,6 +29,7 @@ from keyrail_boards.bitstream import (
     clock_results,
     crossings,
     pack,
+    pin_paths,
 )
 from keyrail_boards.board import Clocks, Stage, board_named, boards, ecp5, role_named, tdc_sizes
 from keyrail_boards.place_and_route import ToolFailed
@@ -328,6 +329,15 @@ def test_crossings_have_two_periods_of_the_clock_they_go_to():
     ]
 
 
+def test_ways_to_and_from_pins_are_shown():
+    text = report()
+    text["critical_paths"].append(way("$glbnet$pins.clk_usb", "<async>", 4.5))
+    assert pin_paths(text, NETLIST, TARGETS) == {
+        "clk_usb to pins": 4.5,
+        "pins to clk_sync": 80.0,
+    }
+
+
 def test_clocks_of_one_pll_leave_a_period_of_the_faster():
     names = {"clocking.clk_usb": {"bits": [5]}, "clocking.clk_usb_io": {"bits": [6]}}
     ways = [way(f"clocking.{a}", f"clocking.{b}", 20.0) for a, b in (("clk_usb", "clk_usb_io"),)]
@@ -351,6 +361,7 @@ def made(tmp_path, fmax):
         device=board_named("ecpix5-45f").device,
         clocks=(ClockResult("clk_sync", 100.0, fmax), ClockResult("clk_usb", 60.0, None)),
         crossings=(),
+        pin_paths={"clk_usb to pins": 4.5},
         lut4=1,
         ff=2,
         bram=3,
