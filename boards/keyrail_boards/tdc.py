@@ -28,7 +28,7 @@ import numpy.typing as npt
 from keyrail.errors import KeyrailError, SettingError
 from keyrail_sim.models import tdc as twin
 
-from .figure import commit
+from .figure import commit, rows
 from .place_and_route import (
     DEVICES,
     Device,
@@ -870,16 +870,6 @@ def plot(shown: dict[str, Any], path: Path) -> None:
     plt.close(chart)
 
 
-def _markdown(columns: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| " + " | ".join(columns) + " |",
-        "|" + " --- |" * len(columns),
-    ]
-    for row in rows:
-        lines.append("| " + " | ".join(str(row[key]) for key in columns.values()) + " |")
-    return lines
-
-
 def table_of(document: dict[str, Any]) -> str:
     """The document as a page."""
     tools = ", ".join(f"{name} {version}" for name, version in document["tools"].items())
@@ -897,7 +887,7 @@ def table_of(document: dict[str, Any]) -> str:
         "total RMS ps": "total_rms_ps",
         "total, direct clock": "total_rms_direct_clock_ps",
     }
-    rows = [
+    results = [
         {
             **one,
             "dnl": f"{one['dnl_least']} to {one['dnl_largest']}",
@@ -915,13 +905,13 @@ def table_of(document: dict[str, Any]) -> str:
             f"back-annotation; mismatch, skew and noise as in `physics` of "
             f"[tdc.json](tdc.json). {document['hits']:,} even edges; DNL and INL in mean bins.",
             "",
-            *_markdown(resolution, rows),
+            *rows(resolution, results),
             "",
             "![plots](tdc.svg)",
             "",
             "Taps slowing down by 10 % in 4 minutes (four lines, typical):",
             "",
-            *_markdown(
+            *rows(
                 {
                     "calibration": "calibration",
                     "largest RMS ps": "largest_rms_ps",
@@ -933,7 +923,7 @@ def table_of(document: dict[str, Any]) -> str:
             "",
             "Light on the detector, and what the test of photons makes of it:",
             "",
-            *_markdown(
+            *rows(
                 {
                     "light": "light",
                     "accepted": "accepted",

@@ -13,7 +13,7 @@ from keyrail import acquire, tag_path
 from keyrail.board import Board, BoardError
 from keyrail.contract import PERIOD_FRACTION_BITS, Mode, TagKind
 from keyrail.messages import ProtocolError
-from keyrail.training import TrainingError, find_first_slot
+from keyrail.training import TrainingError, synchronise
 
 NOMINAL_PERIOD_PS = 10_000
 BLANKING_SLOTS = 5
@@ -159,18 +159,13 @@ def tune(
     gated = board.receive("gated")
     gated = gated[gated["kind"] == TagKind.CLICK]
     relative = gated["slot"].astype(np.int64) * NOMINAL_PERIOD_PS + gated["phase"].astype(np.int64)
-    found = acquire.acquire(relative, gated["channel"], frequency_hint=1e12 / NOMINAL_PERIOD_PS)
-    period_ps = found.period_fixed / (1 << PERIOD_FRACTION_BITS)
-    # Slots of the receiver's own count, each with its pulse in the middle.
-    slots = np.floor((relative - found.origin_ps) / period_ps).astype(np.int64)
-    shift = min(0, int(slots.min(initial=0)))
-    first = find_first_slot(slots - shift, pattern) + shift
-    origin = start + found.origin_ps + round(first * period_ps)
-    origin -= first_slot * found.period_fixed >> PERIOD_FRACTION_BITS
+    found = synchronise(relative, gated["channel"], pattern, 1e12 / NOMINAL_PERIOD_PS)
+    period_ps = found.period / (1 << PERIOD_FRACTION_BITS)
+    origin = start + found.origin_ps - (first_slot * found.period >> PERIOD_FRACTION_BITS)
 
     # The gate comes from the board's own histogram, with the slots as they will be used.
-    tag_path.set_slots(board, found.period_fixed, origin)
-    tag_path.open_gates(board, tag_path.OUTCOMES, found.period_fixed)
+    tag_path.set_slots(board, found.period, origin)
+    tag_path.open_gates(board, tag_path.OUTCOMES, found.period)
     board.send("tags", tag_path.tag_records(times, channels, last))
     board.run()
     board.receive("gated")
@@ -181,16 +176,20 @@ def tune(
     # One window for all channels: unequal gates would tell detectors apart.
     gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
     share = len(gated) / len(pattern)
-    phases = _phases(found, channels)
-    return Tuning(found.period_fixed, origin, gate, found.visibility, share, phases)
+    phases = _phases(relative - found.origin_ps, gated["channel"], period_ps)
+    return Tuning(found.period, origin, gate, found.visibility, share, phases)
 
 
-def _phases(found: acquire.Acquisition, channels: npt.NDArray[np.uint8]) -> dict[int, int]:
+def _phases(
+    since_origin: npt.NDArray[np.int64], channels: npt.NDArray[np.uint8], period_ps: float
+) -> dict[int, int]:
     """Phase of each channel's pulses, ps: the middle of the slot where it does not stand out."""
-    phases = dict.fromkeys(tag_path.OUTCOMES, round(found.period_ps / 2))
-    for channel, phase in found.phase_by_channel.items():
-        clicks = int((channels == channel).sum())
-        clear = found.visibility_by_channel[channel] * np.sqrt(clicks) > _CLEAR
-        if channel in phases and clear:
-            phases[channel] = int(phase)
+    turns = np.modf(since_origin / period_ps)[0]
+    phases = {}
+    for channel in tag_path.OUTCOMES:
+        phasors = np.exp(2j * np.pi * turns[channels == channel])
+        together = complex(phasors.sum())
+        clear = abs(together) > _CLEAR * np.sqrt(len(phasors))
+        turn = float(np.angle(together)) / (2 * np.pi) % 1 if clear else 0.5
+        phases[channel] = int(turn * period_ps)
     return phases
