@@ -311,6 +311,61 @@ async def settle(dut: Any, *sinks: Sink, quiet: int = 64, limit: int = LIMIT) ->
     await until(dut, lambda: all(sink.idle >= quiet for sink in sinks), limit)
 
 
+async def full_rate(
+    dut: Any, payloads: Iterable[int], behind: int, watch: Callable[[], None] = lambda: None
+) -> list[int]:
+    """Offer one payload after the other on ``i``, one a clock; the block may never make it wait.
+
+    Parameters
+    ----------
+    dut
+        Block, its settings in force.
+    payloads
+        Offered without a pause.
+    behind
+        Clocks in which its last records leave.
+    watch
+        Called in every clock.
+
+    Returns
+    -------
+    list of int
+        Payloads that left on ``o``, which is always ready.
+    """
+    from cocotb.triggers import FallingEdge, ReadOnly
+
+    dut.o__ready.value = 1
+    got = []
+    for payload in [*payloads, *[None] * behind]:
+        dut.i__valid.value = int(payload is not None)
+        dut.i__payload.value = payload or 0
+        await ReadOnly()
+        assert dut.i__ready.value == 1, "the block made its input wait"
+        if dut.o__valid.value:
+            got.append(int(dut.o__payload.value))
+        watch()
+        await FallingEdge(dut.clk)
+    return got
+
+
+async def reset_in_mid_frame(dut: Any, before: Iterable[int], after: Iterable[int]) -> list[int]:
+    """Start and reset the block with payloads under way and its output waiting, then send others.
+
+    Returns
+    -------
+    list of int
+        Payloads that left after the reset.
+    """
+    await start(dut)
+    source, sink = Source(dut, "i"), Sink(dut, "o", 0.5)
+    await source.send(before)
+    await reset(dut)
+    sink.received.clear()
+    await source.send(after)
+    await settle(dut, sink)
+    return sink.received
+
+
 def ledger(dut: Any, block: str, when: str = "live") -> dict[str, int]:
     """Counters of a block's ledger, read from its ``counts`` port (``live`` or ``at_frame``)."""
     from keyrail.contract import COUNTER_BITS, LEDGERS

@@ -4,7 +4,6 @@
 import cocotb
 import numpy as np
 import pytest
-from cocotb.triggers import FallingEdge, ReadOnly
 
 import bench
 from bench import Sink, Source, generator, ledger, settle, structured, words
@@ -85,18 +84,8 @@ async def bench_full_rate(dut):
     windows = [Window(0, 600_000, 1, n >> 1 & 1, n & 1, n & 1, n & 1, 1) for n in range(16)]
     set_windows(dut, windows)
     await bench.start(dut)
-    dut.o__ready.value = 1
-    dut.i__valid.value = 1
     tags = traffic(rng, 300, windows)
-    got = []
-    for payload in [*words(CHOSEN_TAG, tags), *[None] * 6]:
-        dut.i__valid.value = int(payload is not None)
-        dut.i__payload.value = payload or 0
-        await ReadOnly()
-        assert dut.i__ready.value == 1
-        if dut.o__valid.value:
-            got.append(int(dut.o__payload.value))
-        await FallingEdge(dut.clk)
+    got = await bench.full_rate(dut, words(CHOSEN_TAG, tags), 6)
     assert np.array_equal(structured(GATED_TAG, got), Gate(windows).process(tags))
 
 
@@ -105,16 +94,10 @@ async def bench_reset_in_mid_frame(dut):
     rng = generator("gate reset")
     windows = random_windows(rng)
     set_windows(dut, windows)
-    await bench.start(dut)
-    source, sink = Source(dut, "i"), Sink(dut, "o", 0.5)
-    await source.send(words(CHOSEN_TAG, traffic(rng, 50, windows)))
-    await bench.reset(dut)
-    sink.received.clear()
+    before, tags = traffic(rng, 50, windows), traffic(rng, 200, windows)
+    got = await bench.reset_in_mid_frame(dut, words(CHOSEN_TAG, before), words(CHOSEN_TAG, tags))
     twin = Gate(windows)
-    tags = traffic(rng, 200, windows)
-    await source.send(words(CHOSEN_TAG, tags))
-    await settle(dut, sink)
-    assert np.array_equal(structured(GATED_TAG, sink.received), twin.process(tags))
+    assert np.array_equal(structured(GATED_TAG, got), twin.process(tags))
     check(dut, twin)
 
 

@@ -126,25 +126,20 @@ async def bench_full_rate(dut):
     rng = generator("squash rate")
     dut.discard_cross.value = 0
     await bench.start(dut)
-    dut.o__ready.value = 1
     dut.coins__valid.value = 1
     dut.coins__payload.value = 1
     coins = zeros(COIN, 800)
     coins["bit"] = 1
     # Markers that close a group make two records of one, and cost no clock either.
     tags = np.concatenate([traffic(rng, 400, 0, 1.0), traffic(rng, 400, 2000, 0.5)])
-    got, groups = [], []
-    for payload in [*words(GATED_TAG, tags), *[None] * 4]:
-        dut.i__valid.value = int(payload is not None)
-        dut.i__payload.value = payload or 0
-        await ReadOnly()
-        assert dut.i__ready.value == 1
-        if dut.o__valid.value:
-            got.append(int(dut.o__payload.value))
+    groups = []
+
+    def watch() -> None:
         group = int(dut.group.value)
         if group >> 50:
             groups.append((group & (WRAP - 1), bool(group >> 48 & 1), bool(group >> 49 & 1)))
-        await FallingEdge(dut.clk)
+
+    got = await bench.full_rate(dut, words(GATED_TAG, tags), 4, watch)
     twin = Squash()
     detections, _ = twin.process(tags, coins)
     assert np.array_equal(structured(DETECTION, got), detections)
@@ -158,19 +153,12 @@ async def bench_full_rate(dut):
 async def bench_reset_in_mid_frame(dut):
     rng = generator("squash reset")
     dut.discard_cross.value = 1
-    await bench.start(dut)
-    source, sink = Source(dut, "i"), Sink(dut, "o", 0.5)
-    tags = traffic(rng, 50, 7)
-    tags["kind"][-1] = TagKind.CLICK  # a group is pending when the reset comes
-    await source.send(words(GATED_TAG, tags))
-    await bench.reset(dut)
-    sink.received.clear()
+    before, tags = traffic(rng, 50, 7), traffic(rng, 200, 7)
+    before["kind"][-1] = TagKind.CLICK  # a group is pending when the reset comes
+    got = await bench.reset_in_mid_frame(dut, words(GATED_TAG, before), words(GATED_TAG, tags))
     twin = Squash(True)
-    tags = traffic(rng, 200, 7)
-    await source.send(words(GATED_TAG, tags))
-    await settle(dut, sink)
     expected, _ = twin.process(tags, zeros(COIN, 0))
-    assert np.array_equal(structured(DETECTION, sink.received), expected)
+    assert np.array_equal(structured(DETECTION, got), expected)
     check(dut, twin)
 
 

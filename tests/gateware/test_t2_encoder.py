@@ -4,7 +4,6 @@
 import cocotb
 import numpy as np
 import pytest
-from cocotb.triggers import FallingEdge, ReadOnly
 
 import bench
 from bench import Sink, Source, generator, ledger, settle, structured, words
@@ -83,20 +82,11 @@ async def bench_full_rate(dut):
     """A tag a clock without a bubble, each with an overflow record before it."""
     rng = generator("t2 rate")
     await bench.start(dut)
-    dut.o__ready.value = 1
     count = 200
     tags = zeros(TAG, count)
     tags["time"] = np.cumsum(rng.integers(1, 127 << T2_BITS, count)) % WRAP
     tags["channel"] = rng.integers(0, 8, count)
-    got = []
-    for payload in [*words(TAG, tags), None]:
-        dut.i__valid.value = int(payload is not None)
-        dut.i__payload.value = payload or 0
-        await ReadOnly()
-        assert dut.i__ready.value == 1
-        if dut.o__valid.value:
-            got.append(int(dut.o__payload.value))
-        await FallingEdge(dut.clk)
+    got = await bench.full_rate(dut, words(TAG, tags), 1)
     assert len(got) == count
     assert np.array_equal(pairs(got), T2Encoder(TIME_BITS).process(tags))
 
@@ -104,16 +94,10 @@ async def bench_full_rate(dut):
 @cocotb.test()
 async def bench_reset_in_mid_frame(dut):
     rng = generator("t2 reset")
-    await bench.start(dut)
-    source, sink = Source(dut, "i"), Sink(dut, "o", 0.5)
-    await source.send(words(TAG, traffic(rng, 50, 0, 33)))
-    await bench.reset(dut)
-    sink.received.clear()
+    before, tags = traffic(rng, 50, 0, 33), traffic(rng, 100, 0, 33)
+    got = await bench.reset_in_mid_frame(dut, words(TAG, before), words(TAG, tags))
     twin = T2Encoder(TIME_BITS)
-    tags = traffic(rng, 100, 0, 33)
-    await source.send(words(TAG, tags))
-    await settle(dut, sink)
-    assert np.array_equal(pairs(sink.received), twin.process(tags))
+    assert np.array_equal(pairs(got), twin.process(tags))
     check(dut, twin)
 
 
