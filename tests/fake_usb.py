@@ -181,7 +181,12 @@ class Device:
                 continue
             if not self.present:
                 while queue:
-                    queue.popleft().finish(usb1.TRANSFER_NO_DEVICE)
+                    transfer, actual = queue.popleft(), 0
+                    if address & 0x80:  # what had come of it
+                        actual = min(len(transfer.buffer), len(self.outgoing[name]))
+                        transfer.buffer[:actual] = self.outgoing[name][:actual]
+                        del self.outgoing[name][:actual]
+                    transfer.finish(usb1.TRANSFER_NO_DEVICE, actual)
                     moved = True
                 continue
             if stream.direction is Direction.TO_BOARD:

@@ -356,6 +356,7 @@ class _In:
         self.chunks: deque[bytearray] = deque()
         self.transfers: list[Any] = []
         self.error: BoardError | None = None
+        self.ended = False  # one of its own transfers failed: nothing follows without a gap
 
     def wipe(self) -> None:
         for chunk in self.chunks:
@@ -501,7 +502,8 @@ class UsbBoard(Board):
         except self._usb1.USBErrorInterrupted:
             return
         except self._usb1.USBError as error:
-            self._fail_all(_explain(self._usb1, error, self.name, "handle events"))
+            with self._change:
+                self._fail_all(_explain(self._usb1, error, self.name, "handle events"))
 
     def _fail_all(self, error: BoardError) -> None:
         if isinstance(error, Unplugged):
@@ -531,15 +533,17 @@ class UsbBoard(Board):
         status, actual = transfer.getStatus(), transfer.getActualLength()
         with self._change:
             stream = self._in[name]
-            # Whatever the end, what came is kept; after an error nothing may follow it.
-            if actual and stream.error is None:
+            # Whatever the end, what came is kept; after a gap nothing may follow it.
+            if actual and not stream.ended:
                 stream.chunks.append(bytearray(transfer.getBuffer()[:actual]))
+            stream.ended |= status != self._usb1.TRANSFER_COMPLETED
             self._events += 1
             if status == self._usb1.TRANSFER_COMPLETED:
                 if not self._closing and stream.error is None:
                     try:
                         transfer.submit()
                     except self._usb1.USBError as error:
+                        # What is queued already still follows without a gap.
                         self._fail(stream, _explain(self._usb1, error, self.name, f"go on {name}"))
             elif not self._closing:
                 self._fail(stream, self._failure(status, name))
@@ -668,12 +672,15 @@ class UsbBoard(Board):
                     left[stream_name] = self.receive_bytes(self.streams[stream_name])
         self._stop()
         until = self._clock() + wait_s
+        problem = ""
         while True:
             for device in _devices(self._context, self.settings):
                 try:
                     handle = device.open()
-                except self._usb1.USBError:
-                    continue  # its node may not be ready yet
+                except self._usb1.USBError as error:
+                    # Its node may not be ready yet.
+                    problem = f"; {_explain(self._usb1, error, self.name, 'open the board')}"
+                    continue
                 try:
                     seen = _identity(self._usb1, handle, self.name, self.settings.control_ms)
                     found = Found(_place(device), serial=f"{seen['serial']:016x}")
@@ -692,7 +699,9 @@ class UsbBoard(Board):
                     raise
                 handle.close()
             if self._clock() >= until:
-                raise NoBoard(f"{self.name}: it was not plugged in again within {wait_s:g} s")
+                raise NoBoard(
+                    f"{self.name}: it was not plugged in again within {wait_s:g} s{problem}"
+                )
             self._sleep(0.1)
 
     # Simulated boards have a time of their own.
@@ -777,10 +786,12 @@ class UsbBoard(Board):
             rest = len(data) % stream.record.bytes
             whole = data[: len(data) - rest]
             queue.wipe()
-            if rest and queue.error is None:
+            if rest and not queue.ended:
                 queue.chunks.append(data[len(whole) :])
-            if not whole and queue.error is not None:
-                raise queue.error
+            if not whole:
+                if queue.error is not None:
+                    raise queue.error
+                self._alive()
             return np.frombuffer(whole, np.uint8)
 
     def pending(self, name: str) -> int:

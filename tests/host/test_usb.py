@@ -224,6 +224,149 @@ def test_errors_of_registers(error):
         assert board.read("role") == Role.RECEIVER
 
 
+def ends(board, name, error, kept):
+    """A stream has ended with an error of libusb, after `kept` records that had come."""
+    if kept:
+        assert len(board.receive(name)) == kept
+    with pytest.raises(UsbError) as caught:
+        board.receive(name)
+    message = str(caught.value)
+    assert message.startswith("usb:")
+    assert "\n" not in message
+    if error is usb1.USBErrorNoDevice:
+        assert isinstance(caught.value, Unplugged)
+    elif error is usb1.USBErrorAccess:
+        assert isinstance(caught.value, NoPermission)
+    else:
+        assert error.__name__ in message
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+def test_errors_while_running(error):
+    """Every error of libusb where a transfer is queued again, sent, or events are handled."""
+    unplugged = error is usb1.USBErrorNoDevice
+
+    def rest(board):
+        if unplugged:
+            with pytest.raises(Unplugged):
+                board.run()
+        else:
+            board.run()
+
+    context = receiver_context()
+    with opened(context) as board:
+        # Of three transfers queued ahead, the first cannot be queued again: what they brought
+        # stays, without a gap, and nothing more comes.
+        context.errors["submit", GATED].append(error())
+        context.statuses.clear()
+        tags(board, 2_000)
+        rest(board)
+        ends(board, "gated", error, 3 * 512 // board.streams["gated"].record.bytes)
+        if unplugged:
+            ends(board, "histogram", error, 0)
+        else:
+            assert len(board.receive("histogram")) == 0
+    context = receiver_context()
+    with opened(context) as board:
+        context.errors["submit", endpoints(Role.RECEIVER)["coins"]].append(error())
+        coins = zeros(board.streams["coins"].record, 100)
+        board.send("coins", coins)
+        with pytest.raises(UsbError):
+            board.send("coins", coins)
+        rest(board)
+    context = receiver_context()
+    with opened(context) as board:
+        tags(board, 50)
+        board.run()
+        context.errors["events"].append(error())
+        rest(board)
+        kept = 50 - 1  # the last one waits in the tag path for the one after it
+        assert 0 < len(before := board.receive("gated")) <= kept + 1
+        if error is usb1.USBErrorInterrupted:
+            tags(board, 50, seed=3)
+            board.run()
+            assert len(board.receive("gated"))
+        else:
+            ends(board, "gated", error, 0)
+        assert len(before)
+
+
+def test_what_had_come_of_each_transfer_is_kept():
+    """The plug is pulled with transfers under way on two streams: whole records of both stay."""
+    context = receiver_context()
+    device = context.devices[0]
+    with opened(context) as board:
+        gated, histogram = (board.streams[name].record.bytes for name in ("gated", "histogram"))
+        device.outgoing["gated"] += bytes(2 * gated + 5)
+        device.outgoing["histogram"] += bytes(100 * histogram + 1)
+        device.present = False
+        with pytest.raises(Unplugged):
+            board.run()
+        assert len(board.receive("gated")) == 2
+        assert len(board.receive("histogram")) == 100
+        for name in ("gated", "histogram"):
+            with pytest.raises(Unplugged):
+                board.receive(name)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+def test_errors_while_resuming(error):
+    """A board that is back but cannot be opened yet is tried again; the reason is told."""
+    context = receiver_context()
+    device = context.devices[0]
+    with opened(context) as board:
+        device.present = False
+        with pytest.raises(Unplugged):
+            board.run()
+        device.power_up()
+        device.present = True
+        context.errors["open"].append(error())
+        with pytest.raises(NoBoard, match="not plugged in again") as caught:
+            board.resume(wait_s=0)
+        if error is usb1.USBErrorAccess:
+            assert "keyrail install-udev" in str(caught.value)
+        elif error is not usb1.USBErrorNoDevice:
+            assert error.__name__ in str(caught.value)
+        context.errors["open"].append(error())
+        assert board.resume(wait_s=5) == {}
+        assert board.segment == 1
+        tags(board, 100)
+        board.run()
+        assert len(board.receive("gated"))
+
+
+def test_a_board_that_comes_back_with_another_contract():
+    context = receiver_context()
+    device = context.devices[0]
+    with opened(context) as board:
+        device.present = False
+        with pytest.raises(Unplugged):
+            board.run()
+        device.power_up()
+        device.words, device.present = {2: 1}, True
+        with pytest.raises(ContractMismatch, match="keyrail build BOARD receiver"):
+            board.resume(wait_s=0)
+        assert device.closed
+        device.words = {}
+        board.resume(wait_s=0)
+        assert board.read("role") == Role.RECEIVER
+
+
+def test_watch_tells_what_comes_and_goes(monkeypatch):
+    context = Context((Role.RECEIVER, 1, 0xABC), (Role.SENDER, 2, 0xDEF))
+    monkeypatch.setattr(keyrail.usb, "load_libusb", lambda: usb1)
+    seen = keyrail.usb.watch(SETTINGS, period_s=0.001, context=context)
+    came, went = next(seen)
+    assert [one.name for one in came] == ["usb:0000000000000abc", "usb:0000000000000def"]
+    assert went == []
+    context.devices[0].present = False
+    came, went = next(seen)
+    assert (came, [one.serial for one in went]) == ([], [f"{0xABC:016x}"])
+    context.devices[0].present = True
+    came, went = next(seen)
+    assert ([one.role for one in came], went) == ([Role.RECEIVER], [])
+
+
 def test_unplugged_in_mid_run():
     """What came is kept, every stream ends with an error, and plugging in resumes."""
     context = receiver_context()
