@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from keyrail.board import Board
+from keyrail.board import Board, BoardError
 from keyrail.contract import (
     CHANNELS,
     CONTRACT_HASH,
@@ -95,6 +95,7 @@ class ModelBoard(Board):
         }
         self._held = 0
         self._latched = 0
+        self._closed = False
         self._input: dict[str, list[npt.NDArray[np.uint8]]] = {}
         self._output: dict[str, list[npt.NDArray[np.uint8]]] = {}
         for stream in self.streams.values():
@@ -112,7 +113,12 @@ class ModelBoard(Board):
 
     # -- registers ---------------------------------------------------------------------------
 
+    def _alive(self) -> None:
+        if self._closed:
+            raise BoardError(f"{self.name}: the board is closed")
+
     def read_word(self, offset: int) -> int:
+        self._alive()
         if offset not in self._by_offset:
             return 0
         register, word = self._by_offset[offset]
@@ -128,6 +134,7 @@ class ModelBoard(Board):
         return value & 0xFFFF_FFFF
 
     def write_word(self, offset: int, value: int) -> None:
+        self._alive()
         if offset not in self._by_offset:
             return
         register, word = self._by_offset[offset]
@@ -245,10 +252,12 @@ class ModelBoard(Board):
     # -- streams -----------------------------------------------------------------------------
 
     def send_bytes(self, stream: Stream, data: npt.NDArray[np.uint8]) -> None:
+        self._alive()
         if data.size:
             self._input[stream.name].append(data)
 
     def receive_bytes(self, stream: Stream) -> npt.NDArray[np.uint8]:
+        self._alive()
         chunks = self._output[stream.name]
         self._output[stream.name] = []
         return np.concatenate([np.zeros(0, np.uint8), *chunks])
@@ -299,6 +308,7 @@ class ModelBoard(Board):
         self._wipe()
         self._input = {name: [] for name in self._input}
         self._output = {name: [] for name in self._output}
+        self._closed = True
 
 
 class ModelReceiver(ModelBoard):

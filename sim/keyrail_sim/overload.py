@@ -221,7 +221,7 @@ def _program() -> Path:
     path = cache_directory() / f"overload-{key}"
     if path.exists():
         return path
-    verilate.build(T2Path(), "overload", loop, path, verilated.FLAGS, "-O2 -std=c++17")
+    verilate.build(T2Path(), "overload", loop, path, verilated.FLAGS, "-std=c++17")
     return path
 
 

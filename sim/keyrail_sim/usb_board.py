@@ -2,7 +2,8 @@
 """Stations on a simulated USB: the host's own transport, the gateware's own USB core.
 
 What python-libusb1 offers is offered here over the bus model, so that the code that drives a real
-board drives this one, packet by packet.
+board drives this one, packet by packet. The stations' memories are smaller than those of ``sim:``
+(`keyrail_sim.usb_top.CONFIGURATION`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from keyrail.usb import UsbBoard, UsbSettings
 from keyrail_sim.usb_bus import CLOCK, MICROFRAME, BusError, Stalled, TransferStatus, UsbBus
 
 SETTINGS = UsbSettings(
-    in_bytes=4096, in_depth=2, out_bytes=4096, out_depth=2, quiet_s=0.0025, thread=False
+    in_bytes=4096, in_depth=2, out_bytes=4096, out_depth=2, quiet_s=0.0006, thread=False
 )
+FLUSH_US = 100
+"""Time after which a partly filled packet leaves; short, since simulated time is dear."""
 
 
 class SimulatedTransfer:
@@ -42,6 +45,7 @@ class SimulatedTransfer:
         self._length = buffer_or_len if is_length else len(buffer_or_len)
 
     def submit(self) -> None:
+        self._context.require()
         incoming = bool(self._endpoint & 0x80)
         content = self._length if incoming else bytes(self._buffer)
         self._identifier = self._context.bus.submit(self._endpoint, content)
@@ -83,7 +87,7 @@ class SimulatedHandle:
         self._context = context
 
     def claimInterface(self, interface: int) -> None:  # noqa: N802
-        pass
+        self._context.require()
 
     def releaseInterface(self, interface: int) -> None:  # noqa: N802
         pass
@@ -95,6 +99,7 @@ class SimulatedHandle:
 
     def _request(self, transfer: Callable[[UsbBus], Any]) -> Any:
         usb1 = self._context.usb1
+        self._context.require()
         try:
             return transfer(self._context.bus)
         except Stalled:
@@ -118,9 +123,10 @@ class SimulatedHandle:
         return SimulatedTransfer(self._context)
 
     def close(self) -> None:
-        for transfer in list(self._context.flying.values()):
-            transfer.cancel()
-        self._context.deliver()
+        if self._context.present:
+            for transfer in list(self._context.flying.values()):
+                transfer.cancel()
+            self._context.deliver()
 
 
 class SimulatedDevice:
@@ -142,6 +148,7 @@ class SimulatedDevice:
         return [1]
 
     def open(self) -> SimulatedHandle:
+        self._context.require()
         return SimulatedHandle(self._context)
 
 
@@ -150,7 +157,9 @@ class SimulatedContext:
 
     def __init__(self, role: Role, usb1: Any) -> None:
         self.role, self.usb1 = role, usb1
-        self.bus = UsbBus("station", role)
+        self._passed = 0  # clocks before the board was plugged in
+        self.present = False
+        self.plug()
         self.flying: dict[int, SimulatedTransfer] = {}
         self._statuses = {
             TransferStatus.DONE: usb1.TRANSFER_COMPLETED,
@@ -159,20 +168,59 @@ class SimulatedContext:
             TransferStatus.CANCELLED: usb1.TRANSFER_CANCELLED,
             TransferStatus.OVERFLOWN: usb1.TRANSFER_OVERFLOW,
         }
+
+    @property
+    def now(self) -> int:
+        """Clocks of 60 MHz since the context was made."""
+        return self._passed + (self.bus.now if self.present else 0)
+
+    def plug(self) -> None:
+        """Plug the board in: it has power anew, and is as after reset."""
+        self.bus = UsbBus("station", self.role)
+        self.present = True
         self.bus.plug()
         self.bus.enumerate()
 
+    def unplug(self) -> None:
+        """Pull the plug, whatever is under way."""
+        for transfer in list(self.flying.values()):
+            transfer.cancel()
+        self._passed = self.now
+        self.present = False
+        self.deliver()
+        self.bus.close()
+
+    def require(self) -> None:
+        """Raise what libusb raises where the board is gone."""
+        if not self.present:
+            raise self.usb1.USBErrorNoDevice
+
+    def idle(self, clocks: int) -> None:
+        """Let time pass."""
+        if self.present:
+            self.bus.idle(clocks)
+        else:
+            self._passed += clocks
+
     def getDeviceIterator(self, skip_on_error: bool = False) -> Iterator[SimulatedDevice]:  # noqa: N802
-        yield SimulatedDevice(self)
+        if self.present:
+            yield SimulatedDevice(self)
 
     def deliver(self) -> None:
         """Call back for what has completed."""
         for done in self.bus.completed():
             transfer = self.flying.pop(done.identifier)
-            transfer.complete(self._statuses[done.status], done.data, done.actual)
+            status = self._statuses[done.status]
+            if not self.present:
+                status = self.usb1.TRANSFER_NO_DEVICE
+            transfer.complete(status, done.data, done.actual)
 
     def handleEventsTimeout(self, tv: float = 0) -> None:  # noqa: N802
-        self.bus.run(max(1, round(tv * CLOCK / MICROFRAME)), stop=True)
+        frames = max(1, round(tv * CLOCK / MICROFRAME))
+        if not self.present:
+            self.idle(frames * MICROFRAME)
+            return
+        self.bus.run(frames, stop=True)
         self.deliver()
 
     def close(self) -> None:
@@ -185,10 +233,18 @@ class SimulatedUsbBoard(UsbBoard):
     randomness_may_be_test = True
 
     def _clock(self) -> float:
-        return float(self._context.bus.now / CLOCK)
+        return float(self._context.now / CLOCK)
 
     def _sleep(self, seconds: float) -> None:
-        self._context.bus.idle(round(seconds * CLOCK))
+        self._context.idle(round(seconds * CLOCK))
+
+    def unplug(self) -> None:
+        """Pull the plug, whatever is under way; `plug` and `resume` bring the board back."""
+        self._context.unplug()
+
+    def plug(self) -> None:
+        """Plug the board in again: it has power anew, and is as after reset."""
+        self._context.plug()
 
     @property
     def bus(self) -> UsbBus:
@@ -203,6 +259,8 @@ def open_station(role: Role, name: str) -> SimulatedUsbBoard:
 
     context = SimulatedContext(role, usb1)
     (device,) = context.getDeviceIterator()
-    return SimulatedUsbBoard(
+    board = SimulatedUsbBoard(
         role, name, "0-1", device.open(), usb1, context, SETTINGS, own_context=True
     )
+    board.set_flush_time(FLUSH_US)
+    return board

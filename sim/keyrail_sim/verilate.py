@@ -22,6 +22,8 @@ from keyrail.errors import KeyrailError, MissingExtra, MissingTool
 
 SYSTEM_TOOLS = {"g++": "g++", "make": "make", "perl": "perl"}
 """System tools that Verilator calls, and the Debian package that brings each."""
+OPTIMISATION = ("OPT_FAST=-O2", "OPT_GLOBAL=-O2", "OPT_SLOW=-O0")
+"""What is called each clock is worth optimising; what is called once is a third of the source."""
 
 
 def verilator_environment() -> dict[str, str]:
@@ -125,9 +127,10 @@ def build(
         (work / "loop.cpp").write_text(loop)
         command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", name]
         command += [*flags, "-CFLAGS", compiler_flags]
+        command += ["-MAKEFLAGS", " ".join(OPTIMISATION)]
         command += ["-LDFLAGS", "-shared"] if path.suffix == ".so" else []
         command += ["--Mdir", "obj", "-o", "made", f"{name}.v", "loop.cpp"]
-        with shared_runtime(work / "obj", repr((flags, compiler_flags))):
+        with shared_runtime(work / "obj", repr((flags, compiler_flags, OPTIMISATION))):
             done = subprocess.run(
                 command, cwd=work, env=environment, capture_output=True, text=True, check=False
             )

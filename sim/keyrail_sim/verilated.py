@@ -25,7 +25,7 @@ from keyrail_sim import verilate
 
 FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "0", "--noassert", "-Wno-fatal")
 """Verilator's flags; part of the cache's key."""
-COMPILER_FLAGS = "-O2 -fPIC -std=c++17"
+COMPILER_FLAGS = "-fPIC -std=c++17"
 CLOCK_PS = 10_000
 """Length of a clock of the tag path, ps."""
 FOREVER = (1 << 64) - 1
@@ -79,6 +79,7 @@ def _key(design: Design) -> str:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = [importlib.metadata.version(p) for p in ("amaranth", "verilator")]
     described = (design, CONTRACT_HASH, versions, FLAGS, COMPILER_FLAGS, _template())
+    digest.update(repr(verilate.OPTIMISATION).encode())
     digest.update(repr(described).encode())
     return digest.hexdigest()[:24]
 
@@ -194,7 +195,7 @@ class VerilatedBoard(Board):
         super().__init__(design.role, name)
         self.design = design
         self._library = _load(design)
-        self._handle: int | None = self._library.keyrail_create()
+        self._open: int | None = self._library.keyrail_create()
         inputs = [s.name for s in self.streams.values() if s.direction is Direction.TO_BOARD]
         outputs = [s.name for s in self.streams.values() if s.direction is Direction.TO_HOST]
         self._index = {name: i for names in (inputs, outputs) for i, name in enumerate(names)}
@@ -303,9 +304,15 @@ class VerilatedBoard(Board):
         self._library.keyrail_run(self._handle, clocks, clocks + 1)
 
     def close(self) -> None:
-        if self._handle is not None:
-            self._library.keyrail_destroy(self._handle)
-            self._handle = None
+        if self._open is not None:
+            self._library.keyrail_destroy(self._open)
+            self._open = None
+
+    @property
+    def _handle(self) -> int:
+        if self._open is None:
+            raise BoardError(f"{self.name}: the board is closed")
+        return self._open
 
 
 def open_station(role: Role, name: str) -> VerilatedBoard:
