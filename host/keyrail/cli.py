@@ -17,6 +17,7 @@ from rich.table import Table
 from keyrail.errors import KeyrailError
 
 EXIT_KEYS_DIFFER = 1
+EXIT_BOARD_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_KEY = 3
 EXIT_STOPPED = 4
@@ -302,6 +303,42 @@ def list_devices(json_file: str | None, watch: bool) -> None:
         click.echo("  ".join(word for word in words if word))
         if one.problem:
             click.echo(f"  {one.problem}")
+
+
+@cli.command()
+@click.argument("board", type=str, default="usb:")
+@click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
+@click.option("--report", type=str, default=None, help="Write an HTML report.")
+def selftest(board: str, json_file: str | None, report: str | None) -> None:
+    """Test BOARD with nothing connected: usb: (the default), sim:alice, sim-usb:bob, ...
+
+    Identity, registers, wipe, calibration by the oscillator, known Toeplitz answers, and known
+    records through every stream. The board is wiped, its settings and an open block are lost.
+    Exit codes: 0 passed, 1 a check failed, 2 wrong use or a board that cannot be opened.
+    """
+    import keyrail
+    from keyrail import selftest as tests
+
+    _writable(json_file, "--json")
+    _writable(report, "--report")
+    console = Console(stderr=json_file == "-", width=None if sys.stdout.isatty() else 110)
+    with keyrail.open(board) as opened:
+        result = tests.run(opened, lambda name: click.echo(f"{name} ...", err=True))
+    table = Table(title=f"Self-test of {board}", title_justify="left")
+    for column in ("Check", "Outcome", "What was seen, what to do"):
+        table.add_column(column)
+    for one in result.checks:
+        table.add_row(one.name, str(one.outcome), f"{one.detail}\n{one.advice}".strip())
+    console.print(table)
+    console.print("Passed." if result.passed else "FAILED.")
+    _write(json_file, "--json", json.dumps(result.as_dict(), indent=2))
+    if report is not None:
+        from keyrail import report as reports
+
+        _write(report, "--report", reports.selftest_report(result))
+        console.print(f"Report: {report}")
+    if not result.passed:
+        sys.exit(EXIT_BOARD_FAILED)
 
 
 @cli.command("install-udev")

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from keyrail.demo import DemoResult
 from keyrail.replay import SLOT_OFFSETS, Replay
+from keyrail.selftest import SelfTest
 
 _COLOURS = ("#1f5fa8", "#c8541c", "#2f7d4f", "#7a3f98", "#8a6d00", "#b02a5b", "#3c8c95", "#555555")
 
@@ -234,3 +235,19 @@ def build_report(result: dict[str, Any]) -> str:
         summary,
         [("Share of the part", _svg(figure)), ("Clocks", _svg(clocks))],
     )
+
+
+def selftest_report(result: SelfTest) -> str:
+    """Report of a self-test.
+
+    Parameters
+    ----------
+    result
+        What the board did.
+
+    Returns
+    -------
+    str
+        HTML page: each check with its outcome, what was seen, and what to do.
+    """
+    return _page(f"Self-test of {result.board}", result.summary(), [])
