@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-decode figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver bitstreams board-pins lock clean
+.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-decode figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver bitstreams board-areas board-pins lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -115,6 +115,9 @@ pnr-receiver: env ## Place and route the receiver's tag path, write docs/figures
 
 bitstreams: env ## Build every station that claims to fit its board, write docs/figures/boards.json.
 	$(RUN)python -m keyrail_boards.stations $(BOARDS:%=--board %) docs/figures/boards.json
+
+board-areas: env ## Map and pack stations that do not claim to fit: their areas into docs/figures/boards.json.
+	$(RUN)python -m keyrail_boards.stations --everything --pack-only $(BOARDS:%=--board %) docs/figures/boards.json
 
 board-pins: env ## Write the page of pins and clocks, docs/board_pins.md.
 	$(RUN)python -m keyrail_boards.pins > docs/board_pins.md

@@ -21,7 +21,7 @@ from keyrail.errors import KeyrailError, MissingExtra, MissingTool, SettingError
 
 from .bitstream import TOOLS, Bitstream, Design, Packed, build, check_timing, convert, pack
 from .board import Board, Fit, board_named, boards
-from .figure import document, rows, write
+from .figure import commit, document, rows, write
 from .place_and_route import Progress, ToolFailed, step
 
 __all__ = [
@@ -298,7 +298,9 @@ def table(figure: dict[str, Any]) -> str:
     ]
     for one in figure["results"]:
         sizes = ", ".join(f"{key} {value}" for key, value in one["sizes"].items())
-        lines.append(f"- {one['board']} {one['role']} {one['configuration']}: {sizes}")
+        lines.append(f"- {one['board']} {one['role']} {one['configuration']}: {sizes}.")
+        if "command" in one:
+            lines[-1] += f" `{one['command']}` at {one['commit']}."
     return "\n".join([*lines, ""])
 
 
@@ -324,12 +326,17 @@ def main(arguments: list[str]) -> int:
     def key(result: dict[str, Any]) -> tuple[str, str, str]:
         return result["board"], result["role"], result["configuration"]
 
-    former: dict[tuple[str, str, str], dict[str, Any]] = {}
-    if (chosen.board or chosen.only) and chosen.file.exists():
-        # A part of the table is made anew; the rest stays, with the commit that it is from.
-        old = json.loads(chosen.file.read_text())
-        former = {key(one): {"commit": old["commit"], **one} for one in old["results"]}
-    results: dict[tuple[str, str, str], dict[str, Any]] = dict(former)
+    command = "make bitstreams"
+    if chosen.board:
+        command += f' BOARDS="{" ".join(chosen.board)}"'
+    if chosen.only or chosen.everything or chosen.pack_only:
+        given = [one for one in arguments if one != str(chosen.file)]
+        command = " ".join(["python -m keyrail_boards.stations", *given, chosen.file.name])
+    at = commit()
+    results: dict[tuple[str, str, str], dict[str, Any]] = {}
+    if command != "make bitstreams" and chosen.file.exists():
+        # A part of the table is made anew; the rest stays, with command and commit it is from.
+        results = {key(one): one for one in json.loads(chosen.file.read_text())["results"]}
     try:
         for result in measure(
             chosen.board,
@@ -338,9 +345,11 @@ def main(arguments: list[str]) -> int:
             everything=chosen.everything,
             pack_only=chosen.pack_only,
         ):
-            results[key(result)] = result
+            results[key(result)] = result | {"command": command, "commit": at}
             figure = document("make bitstreams", list(results.values()), *TOOLS)
             write(chosen.file, figure, table(figure))
+        if not results:
+            progress("no station claims to fit: --everything builds those that do not, too")
     except KeyrailError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
