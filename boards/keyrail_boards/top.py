@@ -22,6 +22,9 @@ with warnings.catch_warnings():
 
 __all__ = ["StationTop"]
 
+MODULATOR_SAMPLES = 2
+"""Samples a clock of `DelayedOutput`."""
+
 
 class StationTop(Elaboratable):  # type: ignore[misc]
     """What a bitstream is made of.
@@ -45,6 +48,14 @@ class StationTop(Elaboratable):  # type: ignore[misc]
         Sizes of the station.
     targets
         Frequency in MHz that each clock must reach, by the name of its net.
+
+    Raises
+    ------
+    ValueError
+        If the sizes are not the board's: more detector channels than inputs, or another number of
+        samples a clock than its modulator pins take.
+    KeyrailError
+        If a clock cannot be had.
     """
 
     def __init__(
@@ -65,6 +76,10 @@ class StationTop(Elaboratable):  # type: ignore[misc]
         self.configuration = Configuration(board=board.code, **sizes)
         if self.configuration.channels > len(board.detectors) and role is Role.RECEIVER:
             raise ValueError(f"{board.title} has {len(board.detectors)} detector inputs")
+        if role is Role.SENDER and self.configuration.gear != MODULATOR_SAMPLES:
+            raise ValueError(
+                f"gear {self.configuration.gear}: the pins take {MODULATOR_SAMPLES} samples a clock"
+            )
         frequencies = self._clocks.frequencies()
         self.targets = {f"clk_{name}": float(mhz) for name, mhz in frequencies.items()}
         if board.usb.kind is UsbKind.ULPI:

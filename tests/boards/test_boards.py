@@ -23,6 +23,7 @@ from keyrail_boards.bitstream import (
     TOOLS,
     Bitstream,
     ClockResult,
+    Packed,
     TimingFailed,
     build,
     check_timing,
@@ -193,6 +194,17 @@ def test_configurations_are_possible(board, role, name):
     assert top.configuration.board is board.code
     assert top.targets["clk_usb"] in (12, 60)
     assert fit.claims or fit.why_not
+
+
+def test_sizes_that_are_not_the_boards_are_refused():
+    from keyrail_boards.top import StationTop
+
+    board = board_named("orangecrab-25f")
+    sender, receiver = board.fit(Role.SENDER), board.fit(Role.RECEIVER)
+    with pytest.raises(ValueError, match="gear 4: the pins take 2 samples"):
+        StationTop(board, Role.SENDER, replace(sender, sizes=sender.sizes | {"gear": 4}))
+    with pytest.raises(ValueError, match="has 4 detector inputs"):
+        StationTop(board, Role.RECEIVER, replace(receiver, sizes=receiver.sizes | {"channels": 8}))
 
 
 def test_lines_are_longer_than_a_clock():
@@ -475,6 +487,22 @@ def test_a_slow_build_leaves_reports_and_no_bitstream(monkeypatch, capsys, tmp_p
     assert code == 0
     assert bitstream.read_bytes() == b"bits"
     assert "0" * 24 in out
+
+
+def test_pack_only_says_the_area_and_whether_it_fits(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    used = {"TRELLIS_COMB": 15_000, "DP16KD": 16, "TRELLIS_FF": 12_000}
+    packed = Packed(board_named("cynthion").device, used, used, 1.0, {})
+    monkeypatch.setattr(stations, "design", lambda *a, **k: None)
+    monkeypatch.setattr("keyrail_boards.bitstream.pack", lambda *a, **k: packed)
+    code, out, _ = run(monkeypatch, capsys, "build", "cynthion", "sender", "--pack-only")
+    assert code == 0
+    assert "15,000 of 24,288 LUT4, 16 of 56 block RAMs" in out
+    packed = replace(packed, available=used | {"DP16KD": 15})
+    code, _, errors = run(monkeypatch, capsys, "build", "cynthion", "sender", "--pack-only")
+    assert code == 2
+    assert "it does not fit LFE5U-12F-8" in errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_program_needs_the_loader_and_the_right_part(monkeypatch, capsys, tmp_path):
