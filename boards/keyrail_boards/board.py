@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from typing import Any
@@ -338,6 +338,8 @@ class Board:
         Further options of the packer.
     loader
         Command that loads a bitstream, without the file; its first word is the tool.
+    notes
+        What a user must know besides, a sentence each.
     """
 
     name: str
@@ -357,7 +359,7 @@ class Board:
     oscillator_divider: int = 16
     packer: tuple[str, ...] = ()
     loader: tuple[str, ...] = ("openFPGALoader",)
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def connections(self) -> Iterator[tuple[str, int, Connection]]:
         """Name, number and pin of everything on the connectors."""

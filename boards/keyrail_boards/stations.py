@@ -77,6 +77,8 @@ def design(
         raise SettingError("--serial", serial, f"0 to {SERIALS - 1}")
     try:
         from .top import StationTop
+
+        platform = board.platform()
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "amaranth", "build") from None
     with step(progress, "gateware to Verilog"):
@@ -84,7 +86,7 @@ def design(
         sizes = top.configuration
         converters = sizes.inputs * sizes.tdc_lines if role is Role.RECEIVER else 0
         lines = (converters, sizes.tdc_cells if converters else 0)
-        return convert(board.platform(), top, board.device, top.targets, board.packer, lines)
+        return convert(platform, top, board.device, top.targets, board.packer, lines)
 
 
 def build_station(

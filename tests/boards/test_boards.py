@@ -16,7 +16,7 @@ from amaranth.sim import Simulator
 import board_blinker as blinker
 from keyrail import cli
 from keyrail.contract import BoardCode, Role
-from keyrail.errors import SettingError
+from keyrail.errors import MissingExtra, SettingError
 from keyrail_boards import pins, stations
 from keyrail_boards import place_and_route as tools
 from keyrail_boards.bitstream import (
@@ -487,6 +487,12 @@ def test_a_slow_build_leaves_reports_and_no_bitstream(monkeypatch, capsys, tmp_p
     assert code == 0
     assert bitstream.read_bytes() == b"bits"
     assert "0" * 24 in out
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "amaranth_boards", None)
+    with pytest.raises(MissingExtra, match=r"amaranth_boards is missing: pip install"):
+        stations.design(board_named("ecpix5-45f"), Role.SENDER)
 
 
 def test_pack_only_says_the_area_and_whether_it_fits(monkeypatch, capsys, tmp_path):
