@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` runs the main job, `make test` the tests; both install what they need into .venv/.
 .DELETE_ON_ERROR:
-.PHONY: help env tools demo test test-full-size fuzz-link lint format types contract figure-acquisition figure-decode figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver bitstreams board-areas board-pins lock clean
+.PHONY: help env tools demo test test-full-size test-sim-usb fuzz-link lint format types contract figure-acquisition figure-decode figure-sifting figure-sifting_rates figure-toeplitz_host figure-toeplitz_explored pnr-toeplitz figure-tdc pnr-tdc pnr-sender pnr-receiver bitstreams board-areas board-pins lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,9 @@ test: env ## Run every test.
 
 test-full-size: env ## The Toeplitz engine at 2^20 bits, a receiver from its pins (some minutes).
 	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py tests/link/test_tagger.py
+
+test-sim-usb: env ## The host library on whole stations behind their USB cores (some minutes).
+	KEYRAIL_SIM_USB=1 $(RUN)pytest tests/link/test_every_board.py
 
 fuzz-link: env ## 10^5 mutated frames against two stations, write docs/figures/fuzz_link.json (some minutes).
 	$(RUN)python -m keyrail_sim.figures fuzz_link > docs/figures/fuzz_link.json.new
