@@ -38,6 +38,8 @@ __all__ = [
 SERIALS = 1 << 64
 """Serial numbers are below this."""
 
+COMMANDS = "make bitstreams; make board-areas"
+"""What writes the table; each result has its own command, which may be a part of these."""
 LINE_SEEDS = 5
 """Seeds tried until the delay lines are as they must be."""
 _PACKAGES = {"openFPGALoader": "openfpgaloader", "dfu-util": "dfu-util"}
@@ -348,7 +350,7 @@ def main(arguments: list[str]) -> int:
             pack_only=chosen.pack_only,
         ):
             results[key(result)] = result | {"command": command, "commit": at}
-            figure = document("make bitstreams", list(results.values()), *TOOLS)
+            figure = document(COMMANDS, list(results.values()), *TOOLS)
             write(chosen.file, figure, table(figure))
         if not results:
             progress("no station claims to fit: --everything builds those that do not, too")
