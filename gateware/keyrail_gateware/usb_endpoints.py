@@ -120,7 +120,43 @@ def _toggle(flags: Signal, bank: Signal) -> object:
     return flags.eq(flags ^ (Const(1, BANKS) << bank)[:BANKS])
 
 
-class BulkIn(wiring.Component):
+class _Buffer:
+    """Memory of an endpoint, whose turn each of its packets is, and the two sides' hand over.
+
+    A wipe holds the cable's side off (`hold`), which says when it keeps off (`held`) and can ask
+    for one itself (`request`).
+    """
+
+    def __init__(self, m: Module, writer: str, reader: str):
+        m.submodules.memory = memory = Memory(shape=8, depth=BANKS << BANK_BITS, init=[])
+        self.write = memory.write_port(domain=writer)
+        self.read = memory.read_port(domain=reader)
+        self.flags = _Flags(m, writer, reader)
+        self.lengths = Array(Signal(BANK_BITS + 1, name=f"length_{i}") for i in range(BANKS))
+        self.hold = Signal(init=1)  # sync
+        self.hold_seen = Signal(init=1)  # usb
+        self.held = Signal()  # usb
+        self.held_seen = Signal()  # sync
+        self.request = Signal(init=1)  # usb
+        self.request_seen = Signal()  # sync
+        m.submodules += [
+            FFSynchronizer(self.hold, self.hold_seen, o_domain="usb", init=1),
+            FFSynchronizer(self.held, self.held_seen, o_domain="sync"),
+            FFSynchronizer(self.request, self.request_seen, o_domain="sync"),
+        ]
+
+
+class _Bulk(wiring.Component):
+    """What both endpoints are: members for wipe and restart, and LUNA's interface."""
+
+    def __init__(self, bits: int, number: int, members: dict[str, wiring.Member]):
+        self._bytes, self._number = bits // 8, number
+        common = {"wipe": In(1), "wiping": Out(1, init=1), "restart": In(1), "halted": In(1)}
+        super().__init__(members | common)
+        self.interface = EndpointInterface()
+
+
+class BulkIn(_Bulk):
     """Bulk endpoint to the host.
 
     Records go out byte by byte, the low one first, in packets of the largest size as long as they
@@ -162,42 +198,23 @@ class BulkIn(wiring.Component):
     """
 
     def __init__(self, bits: int, number: int, patience: tuple[int, int] = (160, 640)):
-        self._bytes, self._number, self._patience = bits // 8, number, patience
-        super().__init__(
-            {
-                "i": In(stream.Signature(bits)),
-                "tick": In(1),
-                "wipe": In(1),
-                "wiping": Out(1, init=1),
-                "restart": In(1),
-                "halted": In(1),
-                "packet_end": In(1),
-            }
-        )
-        self.interface = EndpointInterface()
+        self._patience = patience
+        members = {"i": In(stream.Signature(bits)), "tick": In(1), "packet_end": In(1)}
+        super().__init__(bits, number, members)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         usb = self.interface
-        m.submodules.memory = memory = Memory(shape=8, depth=BANKS << BANK_BITS, init=[])
-        write = memory.write_port(domain="sync")
-        read = memory.read_port(domain="usb")
-        flags = _Flags(m, "sync", "usb")
-        lengths = Array(Signal(BANK_BITS + 1, name=f"length_{i}") for i in range(BANKS))
-
-        hold = Signal(init=1)  # sync: the other side must keep off the buffer
-        held = Signal()  # usb: it does
-        request = Signal(init=1)  # usb: it asks for a wipe itself
-        hold_seen, held_seen, request_seen = Signal(init=1), Signal(), Signal()
+        buffer = _Buffer(m, "sync", "usb")
+        write, read = buffer.write, buffer.read
+        flags, lengths = buffer.flags, buffer.lengths
+        hold, hold_seen = buffer.hold, buffer.hold_seen
+        held, held_seen = buffer.held, buffer.held_seen
+        request, request_seen = buffer.request, buffer.request_seen
         high = Signal()
         is_high = Signal()
         m.d.usb += is_high.eq(usb.speed == USBSpeed.HIGH)
-        m.submodules += [
-            FFSynchronizer(hold, hold_seen, o_domain="usb", init=1),
-            FFSynchronizer(held, held_seen, o_domain="sync"),
-            FFSynchronizer(request, request_seen, o_domain="sync"),
-            FFSynchronizer(is_high, high, o_domain="sync"),
-        ]
+        m.submodules += FFSynchronizer(is_high, high, o_domain="sync")
 
         # -- the station's side: records to bytes to banks ------------------------------------
         size = Signal(BANK_BITS + 1)
@@ -352,7 +369,7 @@ class BulkIn(wiring.Component):
         return m
 
 
-class BulkOut(wiring.Component):
+class BulkOut(_Bulk):
     """Bulk endpoint from the host.
 
     Bytes of packets that arrived whole, once each, become records, the first byte the low one. A
@@ -390,40 +407,21 @@ class BulkOut(wiring.Component):
     """
 
     def __init__(self, bits: int, number: int):
-        self._bytes, self._number = bits // 8, number
-        super().__init__(
-            {
-                "o": Out(stream.Signature(bits)),
-                "wipe": In(1),
-                "wiping": Out(1, init=1),
-                "dirty": Out(1),
-                "restart": In(1),
-                "halted": In(1),
-                "addressed": In(1),
-            }
-        )
-        self.interface = EndpointInterface()
+        members = {"o": Out(stream.Signature(bits)), "dirty": Out(1), "addressed": In(1)}
+        super().__init__(bits, number, members)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         usb = self.interface
-        m.submodules.memory = memory = Memory(shape=8, depth=BANKS << BANK_BITS, init=[])
-        write = memory.write_port(domain="usb")
-        read = memory.read_port(domain="sync")
-        flags = _Flags(m, "usb", "sync")
-        lengths = Array(Signal(BANK_BITS + 1, name=f"length_{i}") for i in range(BANKS))
-
-        hold = Signal(init=1)
-        held = Signal()
-        request = Signal(init=1)
+        buffer = _Buffer(m, "usb", "sync")
+        write, read = buffer.write, buffer.read
+        flags, lengths = buffer.flags, buffer.lengths
+        hold, hold_seen = buffer.hold, buffer.hold_seen
+        held, held_seen = buffer.held, buffer.held_seen
+        request, request_seen = buffer.request, buffer.request_seen
         wet = Signal()
-        hold_seen, held_seen, request_seen, wet_seen = Signal(init=1), Signal(), Signal(), Signal()
-        m.submodules += [
-            FFSynchronizer(hold, hold_seen, o_domain="usb", init=1),
-            FFSynchronizer(held, held_seen, o_domain="sync"),
-            FFSynchronizer(request, request_seen, o_domain="sync"),
-            FFSynchronizer(wet, wet_seen, o_domain="sync"),
-        ]
+        wet_seen = Signal()
+        m.submodules += FFSynchronizer(wet, wet_seen, o_domain="sync")
 
         # -- the cable's side ------------------------------------------------------------------
         size = Signal(BANK_BITS + 1)
