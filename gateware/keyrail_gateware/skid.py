@@ -30,8 +30,11 @@ class Skid(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        held, full = Signal(self._shape), Signal()  # a record taken while the output waited
+        # A record taken while the output waited, if it is full.
+        held, full = Signal(self._shape), Signal()
         m.d.comb += self.i.ready.eq(~full)
+        with m.If(~full):
+            m.d.sync += held.eq(self.i.payload)
         with m.If(~self.o.valid | self.o.ready):
             m.d.sync += full.eq(0)
             with m.If(full):
@@ -39,5 +42,5 @@ class Skid(wiring.Component):
             with m.Else():
                 m.d.sync += [self.o.payload.eq(self.i.payload), self.o.valid.eq(self.i.valid)]
         with m.Elif(self.i.valid & ~full):
-            m.d.sync += [held.eq(self.i.payload), full.eq(1)]
+            m.d.sync += full.eq(1)
         return m
