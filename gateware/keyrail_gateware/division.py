@@ -144,9 +144,10 @@ def product(ops: Any, keep: Keep, widths: Widths, quotient: Any, period: Any) ->
 def remainder(
     ops: Any, keep: Keep, widths: Widths, total: Any, fraction: Any, low: Any, high: Any
 ) -> tuple[Any, Any]:
-    """x = (T + f) - q' P by halves, and 1 where it is outside 0 to 2^(period bits + 1); two stages.
+    """x = (T + f) - q' P by halves, and 1 where it is outside 0 to 2^(period bits + 1).
 
-    The first half has three limbs; a borrow passes from it to the second.
+    The first half has three limbs; a borrow passes from it to the second. Two stages to x, and one
+    more to the bit that goes with it.
     """
     half = 3 * widths.limb
     part = half - widths.fraction
@@ -154,5 +155,6 @@ def remainder(
     above = keep(ops.high(total, part) - high, "rest_high")
     borrowed = above - ops.negative(below)
     x = keep(ops.join(ops.low(below, half), ops.low(borrowed, widths.reach), half), "rest")
-    over = keep(ops.high(borrowed, widths.reach) != 0, "over")
+    beyond = keep(ops.high(borrowed, widths.reach), "rest_beyond")
+    over = keep(beyond != 0, "over")
     return x, over

@@ -6,6 +6,7 @@ from itertools import pairwise
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.enum import Enum
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import (
@@ -16,12 +17,14 @@ from keyrail.contract import (
     SLOT_TAG,
     TAG,
     TIME_BITS,
+    LossMark,
     TagKind,
 )
 
 from .division import FULL, Fabric, estimate, product, remainder
 from .layouts import layout
 from .ledger import Counts, Ledger
+from .skid import Skid
 
 __all__ = ["CORRECTION", "Slotter"]
 
@@ -40,6 +43,12 @@ way). Stays as it is from `ready` until the next window's decision."""
 _FRACTION = PERIOD_FRACTION_BITS
 _CHANNEL_VALID_BITS = 3
 _SPAN_LOG2 = 24
+_DEPTH = 15
+"""Stages of the pipeline between entry and `o`."""
+_TURNS = 8
+"""Words of a memory that delays, a power of two: by up to this and one clock."""
+_BUFFER = 32
+"""Records between entry and output, a power of two: more than the pipeline holds."""
 _SAFE_LOG2 = 9
 """A window of 2^n slots is longer than 2^(n + 9) ps, since periods are above 512 ps."""
 
@@ -90,14 +99,17 @@ class Slotter(wiring.Component):
     only through the rounding of q', so the choice cannot be seen outside.
 
     Order. A click earlier than the last record is dropped; until a record at or after the
-    origin has come, that counts as before the origin. Earlier means (t - t_last) mod 2^48
-    > 2^47, t_last beginning as the origin. A click of a channel above 7 is dropped first and
-    has no part in the order. Markers always pass; an early one is taken at the last record's
-    time, at the origin if there is none.
+    origin has come, that counts as before the origin. Once one has, the click counts as out of
+    order, and a loss marker (kind LOSS, `LossMark.AT`) leaves in its place, so that blanking opens
+    a blank for it. Earlier means (t - t_last) mod 2^48 > 2^47, t_last beginning as the origin. A
+    click of a channel above 7 is dropped first and has no part in the order. Markers always pass;
+    an early one, that in place of a click included, is taken at the last record's time, at the
+    origin if there is none.
 
-    Latency: 16 clocks, one more for the first record. Throughput: 1 record a clock. Between the
-    first record of a window and the knowledge of its end lie 40 clocks at most, during which
-    records up to 2^(window_log2 + 9) ps after the first pass freely.
+    Latency: `latency` clocks from the transfer on `i` to `o` valid, one more for the first record.
+    Throughput: 1 record a clock. Between the first record of a window and the knowledge of its
+    end lie 50 clocks at most, during which records up to 2^(window_log2 + 9) ps after the first
+    pass freely.
 
     Members
     -------
@@ -122,7 +134,8 @@ class Slotter(wiring.Component):
     anchor
         1 beside a record on `o` that begins a window.
     busy
-        1 while records are between `i` and `o`.
+        1 while records are between `i` and `o`, and for 32 clocks after reset, while the buffer is
+        overwritten and no record moves.
     counts
         Ledger of ``slotter``.
     """
@@ -141,6 +154,9 @@ class Slotter(wiring.Component):
     busy: Out(1)
     counts: Out(Counts("slotter"))
 
+    latency = 5 + _DEPTH
+    """Clocks from a record's transfer on `i` to `o` valid."""
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.ledger = ledger = Ledger("slotter")
@@ -158,49 +174,97 @@ class Slotter(wiring.Component):
         last_slot, last_rest = Signal.like(base_slot), Signal(PHASE_BITS + _FRACTION)
         new_slot, new_rest = Signal.like(base_slot), Signal.like(last_rest)
 
-        # -- order, base: the record in the entry register --------------------------------------
+        # -- order, base: a record in front of the entry, and the one in the entry ----------------
 
-        step = Signal()  # the pipeline moves
+        # What decides about a record are flip-flops: its differences to all that it is held
+        # against are formed as it moves into the entry, with both outcomes for the record that
+        # leaves it in the same clock.
         go = Signal()  # the entry's record leaves it
-        entry, entry_valid = Signal(layout(TAG)), Signal()
-        m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(~entry_valid | go)]
-        with m.If(go):
-            m.d.sync += entry_valid.eq(0)
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [entry.eq(self.i.payload), entry_valid.eq(1)]
-
-        loaded, started = Signal(), Signal()
+        take = Signal()  # the entry takes the record in front of it
+        again = Signal()  # the entry's record is held against what has changed meanwhile
+        swept, loads, loaded, started = Signal(), Signal(), Signal(), Signal()
         settled = Signal()  # the base is the last record
-        last_time, last_delta = Signal(TIME_BITS), Signal(TIME_BITS)
-        gap, delta = Signal(TIME_BITS), Signal(TIME_BITS)
-        click, bad, early, near, drop = Signal(), Signal(), Signal(), Signal(), Signal()
-        flight = Signal()  # records are in the pipeline
-        m.d.comb += [
-            gap.eq(entry.time - last_time),
-            delta.eq(entry.time - base_time),
-            click.eq(entry.kind == TagKind.CLICK),
-            bad.eq(click & entry.channel[_CHANNEL_VALID_BITS:].any()),
-            early.eq(gap[-1] & gap[:-1].any()),
-            near.eq(settled | ~(delta[-1] | last_delta[-1])),
-            drop.eq(bad | (click & early)),
-        ]
+        room, empty = Signal(), Signal()  # for a record, and of records, between here and `o`
+        waits = Signal()  # the entry's record was there in the clock before
+        m.submodules.front = front = Skid(layout(TAG))
+        wiring.connect(m, wiring.flipped(self.i), front.i)
+        arriving = front.o.payload
 
+        entry, entry_valid = Signal(layout(TAG)), Signal()
+        click, bad, aside = Signal(), Signal(), Signal()  # aside: bad or early
+        beyond, crosses = Signal(), Signal()  # at or after `bound`; that being the window's end
+        stands = Signal()  # not `crosses`: a flip-flop of its own, for the longest way
+        safe = Signal(TIME_BITS)  # free passage up to here if it begins a window
+        delta, delta_behind = Signal(TIME_BITS), Signal(TIME_BITS)
+        delta_1 = Signal(TIME_BITS)  # of the last record in order
+        last_time = Signal(TIME_BITS)
         windows = Signal(_Windows)
         bound = Signal(TIME_BITS)  # free passage up to here
-        behind, delta_behind = Signal(TIME_BITS), Signal(TIME_BITS)
         end_floor = Signal(TIME_BITS)
-        bounded, beyond, crosses, prepared = Signal(), Signal(), Signal(), Signal()
+        length = Signal(_SPAN_LOG2 + 1)
+        prepared = Signal()
+
+        near = Signal()  # the base serves
+        moves, stays, far = Signal(), Signal(), Signal()
+        forward, switches, opens = Signal(), Signal(), Signal()
         m.d.comb += [
-            behind.eq(entry.time - bound),
-            delta_behind.eq(entry.time - end_floor),
-            bounded.eq((windows == _Windows.BEGUN) | (windows == _Windows.ENDS)),
-            beyond.eq(bounded & ~behind[-1]),
-            crosses.eq((windows == _Windows.ENDS) & ~behind[-1]),
-            go.eq(
-                entry_valid & loaded & step & (bad | early | Mux(beyond, crosses & prepared, near))
+            forward.eq(entry_valid & ~aside),
+            switches.eq(forward & crosses),
+            opens.eq(forward & (crosses | (windows == _Windows.FREE))),
+            moves.eq(room & ~again & (aside | Mux(beyond, ~stands & prepared, near))),
+            go.eq(entry_valid & moves),
+            loads.eq(swept & ~loaded & front.o.valid),
+            take.eq(loaded & (~entry_valid | moves)),
+            # Of the last record in order, when the next one is in the entry.
+            stays.eq(again | ~forward),
+            far.eq(Mux(stays, delta_1[-1], Mux(crosses, delta_behind[-1], delta[-1]))),
+            front.o.ready.eq(take),
+        ]
+        m.d.sync += waits.eq(entry_valid & ~go)
+
+        time, bad_arriving = Signal(TIME_BITS), Signal()
+        m.d.comb += [
+            time.eq(Mux(again, entry.time, arriving.time)),
+            bad_arriving.eq(
+                (arriving.kind == TagKind.CLICK) & arriving.channel[_CHANNEL_VALID_BITS:].any()
             ),
         ]
-        with m.If(entry_valid & ~loaded):
+
+        def since(name: str, reference: Signal) -> Signal:
+            difference = Signal(TIME_BITS, name=f"since_{name}")
+            m.d.comb += difference.eq(time - reference)
+            return difference
+
+        def is_early(name: str, reference: Signal) -> Value:
+            apart = arriving.time[:-1] != reference[:-1]
+            return since(name, reference)[-1] & apart
+
+        early_last, early_entry = is_early("last", last_time), is_early("entry", entry.time)
+        since_base, since_end = since("base", base_time), since("end", end_floor)
+        behind_bound, behind_safe = ~since("bound", bound)[-1], ~since("safe", safe)[-1]
+        ends = windows == _Windows.ENDS
+        with m.If(take):
+            m.d.sync += [
+                entry.eq(arriving),
+                entry_valid.eq(front.o.valid),
+                click.eq(arriving.kind == TagKind.CLICK),
+                bad.eq(bad_arriving),
+                aside.eq(bad_arriving | Mux(forward, early_entry, early_last)),
+                safe.eq(arriving.time + (length << _SAFE_LOG2)),
+            ]
+        with m.If(take | again):
+            m.d.sync += [
+                delta.eq(Mux(switches, since_end, since_base)),
+                near.eq((settled & stays) | ~(far | Mux(switches, since_end[-1], since_base[-1]))),
+                delta_behind.eq(since_end),
+                beyond.eq(
+                    Mux(opens, behind_safe, behind_bound & (ends | (windows == _Windows.BEGUN)))
+                ),
+                crosses.eq(~opens & behind_bound & ends),
+                stands.eq(opens | ~behind_bound | ~ends),
+            ]
+
+        with m.If(loads):
             m.d.sync += [
                 base_time.eq(self.origin),
                 last_time.eq(self.origin),
@@ -211,20 +275,28 @@ class Slotter(wiring.Component):
                 settled.eq(1),
                 windows.eq(Mux(self.track, _Windows.FREE, _Windows.OFF)),
             ]
-        with m.Elif(entry_valid & ~(bad | early | near) & ~flight):
-            m.d.sync += [
-                base_time.eq(last_time),
-                base_slot.eq(last_slot),
-                base_fraction.eq(last_rest),
-                base_whole.eq(last_rest[_FRACTION:]),
-                last_delta.eq(0),
-                settled.eq(1),
-            ]
+        m.d.sync += again.eq(0)
+        with m.If(waits & forward & ~again & ~crosses):
+            with m.If(beyond):
+                # What it was held against was not the window's end.
+                m.d.sync += again.eq(windows != _Windows.BEGUN)
+            with m.Elif(~near & empty):
+                m.d.sync += [
+                    base_time.eq(last_time),
+                    base_slot.eq(last_slot),
+                    base_fraction.eq(last_rest),
+                    base_whole.eq(last_rest[_FRACTION:]),
+                    delta_1.eq(0),
+                    settled.eq(1),
+                    again.eq(1),
+                ]
+        early, lost = Signal(), Signal()
+        m.d.comb += [early.eq(aside & ~bad), lost.eq(click & early & started)]
         with m.If(go):
-            with m.If(~bad & ~early):
+            with m.If(~aside):
                 m.d.sync += [
                     last_time.eq(entry.time),
-                    last_delta.eq(Mux(crosses, delta_behind, delta)),
+                    delta_1.eq(Mux(crosses, delta_behind, delta)),
                     settled.eq(0),
                     started.eq(1),
                 ]
@@ -233,8 +305,8 @@ class Slotter(wiring.Component):
             m.d.comb += [
                 ledger.step["in"].eq(click),
                 ledger.step["bad_channel"].eq(bad),
-                ledger.step["before_origin"].eq(click & ~bad & early & ~started),
-                ledger.step["out_of_order"].eq(click & ~bad & early & started),
+                ledger.step["before_origin"].eq(click & early & ~started),
+                ledger.step["out_of_order"].eq(lost),
             ]
             with m.If(entry.kind == TagKind.FRAME):
                 m.d.comb += [
@@ -247,111 +319,160 @@ class Slotter(wiring.Component):
         passing = data.StructLayout(
             {"valid": 1, "channel": CHANNEL_BITS, "kind": 4, "anchor": 1, "switch": 1}
         )
-        depth = 14
-        tags = [Signal(passing, name=f"tag_{n}") for n in range(depth + 1)]
+        tags = [Signal(passing, name=f"tag_{n}") for n in range(_DEPTH + 1)]
         m.d.comb += [
-            tags[0].valid.eq(go & ~drop),
-            tags[0].channel.eq(entry.channel),
-            tags[0].kind.eq(entry.kind),
-            tags[0].anchor.eq(~bad & ~early & (crosses | (windows == _Windows.FREE))),
-            tags[0].switch.eq(~bad & ~early & crosses),
-            flight.eq(Cat(tag.valid for tag in tags[1:]).any()),
-            self.busy.eq(entry_valid | flight),
-            self.taken.eq(go & tags[0].switch),
-            self.flush.eq(entry_valid & crosses & ~bad & ~early & ~flight & ~self.o.valid),
+            # A click out of order leaves as a loss: something was there, its slot is not known.
+            tags[0].valid.eq(go & ~bad & ~(click & early & ~started)),
+            tags[0].channel.eq(Mux(lost, LossMark.AT, entry.channel)),
+            tags[0].kind.eq(Mux(lost, TagKind.LOSS, entry.kind)),
+            tags[0].anchor.eq(opens),
+            tags[0].switch.eq(switches),
+        ]
+        m.d.sync += [
+            self.taken.eq(go & switches),
+            self.flush.eq(waits & switches & empty),
         ]
 
+        # It never stops, so that it overwrites itself: no reset.
         def register(value: Value, name: str) -> Signal:
-            signal = Signal(value.shape(), name=name)
+            signal = Signal(value.shape(), name=name, reset_less=True)
             m.d.sync += signal.eq(value)
             return signal
 
-        with m.If(step):
-            m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
-            # 1, 2: T
-            forward = Mux(crosses, delta_behind, delta)
-            delta_1 = register(Mux(early, last_delta, forward), "delta_1")
-            total = register(delta_1 + base_whole, "total_2")
-            # 3 to 6: the estimate; 7 to 11: q' P; 12, 13: x = (T + f) - q' P
-            quotient = estimate(Fabric, register, FULL, total, inverse)
-            low, high = product(Fabric, register, FULL, quotient, period_7)
-            for n in range(3, 12):
-                total = register(total, f"total_{n}")
-            for n in range(7, 15):
-                quotient = register(quotient, f"quotient_{n}")
-            x, over = remainder(Fabric, register, FULL, total, base_fraction, low, high)
-            # 14: x less P and less 2 P
-            over = register(over, "over_14")
-            rest_0 = register(x, "rest_0_14")
-            rest_1 = register(x - period_14, "rest_1_14")
-            rest_2 = register((x - (period_14 << 1))[-1], "rest_2_negative_14")
-            # A record that switches brings what the stage after it needs, a stage ahead.
-            for stage, values in (
-                (0, [(base_whole, new_rest[_FRACTION:])]),
-                (1, [(inverse, self.correction.reciprocal)]),
-                (5, [(period_7, self.correction.period)]),
-                (10, [(base_fraction, new_rest[:_FRACTION])]),
-                (12, [(period_14, self.correction.period)]),
-                (13, [(base_slot, new_slot)]),
-            ):
-                with m.If(tags[stage].valid & tags[stage].switch):
-                    m.d.sync += [target.eq(value) for target, value in values]
+        turn = Signal(range(_TURNS))
+        m.d.sync += turn.eq(turn + 1)
+
+        def late(value: Value, clocks: int, name: str) -> Signal:
+            """The value so many clocks later: through a memory that is written all round."""
+            memory = Memory(shape=len(value), depth=_TURNS, init=[], attrs={"ram_style": "block"})
+            m.submodules[name] = memory
+            write, read = memory.write_port(), memory.read_port()
+            m.d.comb += [
+                write.en.eq(1),
+                write.addr.eq(turn),
+                write.data.eq(value),
+                read.addr.eq(turn + _TURNS + 2 - clocks),
+            ]
+            return register(read.data, f"{name}_late")
+
+        m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
+        # 2: T, an early record's being that of the record before
+        total = register(delta_1 + base_whole, "total_2")
+        # 3 to 6: the estimate; 7 to 11: q' P; 12, 13: x = (T + f) - q' P
+        quotient = estimate(Fabric, register, FULL, total, inverse)
+        low, high = product(Fabric, register, FULL, quotient, period_7)
+        total, quotient = late(total, 9, "total"), late(quotient, 8, "quotient")
+        x, over = remainder(Fabric, register, FULL, total, base_fraction, low, high)
+        # 14: x less P and less 2 P
+        rest_0 = register(x, "rest_0_14")
+        rest_1 = register(x - period_14, "rest_1_14")
+        rest_2 = register((x - (period_14 << 1))[-1], "rest_2_negative_14")
+        # 15: the slot, with q' or its successor, and the remainder
+        more = ~rest_1[-1]
+        sums = Cat(more, quotient) + Cat(Const(1, 1), base_slot)  # one carry
+        slot = register(sums[1 : 1 + SLOT_BITS], "slot_15")
+        rest = register(Mux(more, rest_1, rest_0)[: len(last_rest)], "rest_15")
+        outside = register(over | ~rest_2, "outside_15")
+        # A record that switches brings what the stage after it needs, a stage ahead.
+        for stage, values in (
+            (0, [(base_whole, new_rest[_FRACTION:])]),
+            (1, [(inverse, self.correction.reciprocal)]),
+            (5, [(period_7, self.correction.period)]),
+            (10, [(base_fraction, new_rest[:_FRACTION])]),
+            (12, [(period_14, self.correction.period)]),
+            (13, [(base_slot, new_slot)]),
+        ):
+            with m.If(tags[stage].valid & tags[stage].switch):
+                m.d.sync += [target.eq(value) for target, value in values]
 
         # -- result ----------------------------------------------------------------------------
 
-        tag = tags[depth]
-        slot, rest = Signal(SLOT_BITS), Signal.like(last_rest)
-        more, broken, fails = Signal(), Signal(), Signal()
+        tag = tags[_DEPTH]
+        buffered = data.StructLayout({"tag": layout(SLOT_TAG), "anchor": 1})
+        result = Signal(buffered)
+        broken, fails, click_out, drops = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            more.eq(~rest_1[-1]),
-            slot.eq(base_slot + quotient + more),
-            rest.eq(Mux(more, rest_1, rest_0)),
-            fails.eq(broken | over | ~rest_2),
+            click_out.eq(tag.kind == TagKind.CLICK),
+            fails.eq(broken | outside),
+            drops.eq(tag.valid & click_out & fails),
+            result.anchor.eq(tag.anchor & ~fails),
+            result.tag.channel.eq(tag.channel),
+            result.tag.kind.eq(tag.kind),
+            result.tag.slot.eq(Mux(fails, last_slot, slot)),
+            result.tag.phase.eq(Mux(fails, last_rest, rest)[_FRACTION:]),
         ]
-        click_out = tag.kind == TagKind.CLICK
-        with m.If(step):
-            m.d.sync += [
-                self.o.valid.eq(tag.valid & ~(click_out & fails)),
-                self.anchor.eq(tag.anchor & ~fails),
-                self.o.payload.channel.eq(tag.channel),
-                self.o.payload.kind.eq(tag.kind),
-                self.o.payload.slot.eq(Mux(fails, last_slot, slot)),
-                self.o.payload.phase.eq(Mux(fails, last_rest, rest)[_FRACTION:]),
+        with m.If(tag.valid):
+            with m.If(fails):
+                m.d.sync += broken.eq(1)
+            with m.Else():
+                m.d.sync += [last_slot.eq(slot), last_rest.eq(rest)]
+            m.d.comb += [
+                ledger.step["out"].eq(click_out & ~fails),
+                ledger.step["inexact"].eq(drops),
             ]
-            with m.If(tag.valid):
-                with m.If(fails):
-                    m.d.sync += broken.eq(1)
-                with m.Else():
-                    m.d.sync += [last_slot.eq(slot), last_rest.eq(rest)]
-                m.d.comb += [
-                    ledger.step["out"].eq(click_out & ~fails),
-                    ledger.step["inexact"].eq(click_out & fails),
-                ]
-                with m.If(tag.kind == TagKind.FRAME):
-                    m.d.comb += [ledger.frame["out"].eq(1), ledger.frame["inexact"].eq(1)]
+            with m.If(tag.kind == TagKind.FRAME):
+                m.d.comb += [ledger.frame["out"].eq(1), ledger.frame["inexact"].eq(1)]
+
+        # -- buffer ----------------------------------------------------------------------------
+
+        # Where the output waits, what is in the pipeline ends here: a record leaves the entry only
+        # if it has room.
+        m.submodules.memory = memory = Memory(
+            shape=buffered, depth=_BUFFER, init=[], attrs={"ram_style": "block"}
+        )
+        write, read = memory.write_port(), memory.read_port()
+        writes, stored = Signal(), Signal(range(_BUFFER + 1))
+        fetch, fetched, leaves = Signal(), Signal(), Signal()
+        held = Signal(range(_BUFFER + 1))  # records from the entry to `o`
+        sweep = Signal(range(_BUFFER + 1))
+        m.d.comb += [
+            swept.eq(sweep[-1]),
+            writes.eq(tag.valid & ~drops),
+            write.en.eq(writes | ~swept),
+            write.data.eq(Mux(swept, result.as_value(), 0)),
+            leaves.eq(~self.o.valid | self.o.ready),
+            fetch.eq(stored.any() & (~fetched | leaves)),
+            read.en.eq(fetch),
+        ]
+        m.d.sync += [
+            held.eq(held + tags[0].valid - drops - (self.o.valid & self.o.ready)),
+            stored.eq(stored + writes - fetch),
+            room.eq(held < _BUFFER - 3),
+            empty.eq(held == 0),
+            fetched.eq(fetch | (fetched & ~leaves)),
+        ]
+        with m.If(write.en):
+            m.d.sync += write.addr.eq(write.addr + 1)
+        with m.If(fetch):
+            m.d.sync += read.addr.eq(read.addr + 1)
+        with m.If(leaves):
+            m.d.sync += [
+                self.o.valid.eq(fetched),
+                self.o.payload.eq(read.data.tag),
+                self.anchor.eq(read.data.anchor),
+            ]
+        # After a reset nothing of what was there remains.
+        with m.If(~swept):
+            m.d.sync += sweep.eq(sweep + 1)
+        m.d.comb += self.busy.eq(~swept | front.o.valid | entry_valid | (held > self.o.valid))
+
         # -- windows ---------------------------------------------------------------------------
 
-        opens = Signal()  # the entry's record begins a window
         anchor_time, anchored = Signal(TIME_BITS), Signal()
         span, doublings = Signal(PHASE_BITS + _FRACTION + _SPAN_LOG2), Signal(5)
         begin = Signal(TIME_BITS + _FRACTION)
-        begin_known, end_known = Signal(), Signal()
+        begin_known, end_known, bound_known = Signal(), Signal(), Signal()
         end, end_slot = Signal(TIME_BITS + _FRACTION), Signal(SLOT_BITS)
-        shift_known = Signal()
-        shift = Signal(signed(PHASE_BITS + _FRACTION + 1))
-        length = Signal(_SPAN_LOG2 + 1)
-        m.d.comb += [
-            end_floor.eq(end[_FRACTION:]),
-            opens.eq(go & tags[0].anchor),
-        ]
+        end_part = Signal()  # the end is past a whole ps
+        m.d.comb += end_floor.eq(end[_FRACTION:])
         m.d.sync += length.eq(1 << self.window_log2)
-        with m.If(entry_valid & ~loaded):
+        with m.If(loads):
             m.d.sync += [span.eq(self.period), doublings.eq(self.window_log2)]
         with m.Elif(self.taken):
             m.d.sync += [span.eq(self.correction.period), doublings.eq(self.window_log2)]
         with m.Elif(doublings.any()):
             m.d.sync += [span.eq(span << 1), doublings.eq(doublings - 1)]
-        m.d.sync += anchored.eq(step & tag.valid & tag.anchor & ~fails)
+        m.d.sync += anchored.eq(tag.valid & tag.anchor & ~fails)
         with m.If(anchored):
             m.d.sync += [
                 begin.eq(Cat(Const(0, _FRACTION), anchor_time) - last_rest),
@@ -359,33 +480,35 @@ class Slotter(wiring.Component):
                 begin_known.eq(1),
             ]
         with m.If(begin_known & ~doublings.any()):
-            m.d.sync += [end.eq(begin + span), begin_known.eq(0), end_known.eq(1)]
-        with m.If(end_known):
-            m.d.sync += [
-                bound.eq(end_floor + end[:_FRACTION].any()),
-                windows.eq(_Windows.ENDS),
-                end_known.eq(0),
-                shift_known.eq(0),
-                prepared.eq(0),
-            ]
+            m.d.sync += [end.eq(begin + span), begin_known.eq(0)]
+        m.d.sync += [
+            end_known.eq(begin_known & ~doublings.any()),
+            bound_known.eq(end_known),
+            end_part.eq(end[:_FRACTION].any()),
+        ]
+        with m.If(bound_known):
+            m.d.sync += [bound.eq(end_floor + end_part), windows.eq(_Windows.ENDS)]
         # The pair after the end: its base is the record's time S, rounded down, in slot K, or in
         # the slot before where the new pair has K begin later.
-        with m.If((windows == _Windows.ENDS) & self.correction.ready & ~prepared):
-            m.d.sync += [
-                shift.eq(-self.correction.phase - end[:_FRACTION]),
-                shift_known.eq(1),
-                new_rest.eq(Mux(shift[-1], shift + self.correction.period, shift)),
-                new_slot.eq(end_slot - shift[-1]),
-                prepared.eq(shift_known),
-            ]
-        with m.If(opens):
+        later = Signal(signed(PHASE_BITS + _FRACTION + 1))
+        shift = Signal.like(later)
+        preparing = Signal(3)
+        with m.If((windows == _Windows.ENDS) & self.correction.ready):
+            m.d.sync += preparing.eq(Cat(1, preparing))
+        m.d.sync += [
+            later.eq(self.correction.phase + end[:_FRACTION]),
+            shift.eq(-later),
+            new_rest.eq(Mux(shift[-1], shift + self.correction.period, shift)),
+            new_slot.eq(end_slot - shift[-1]),
+        ]
+        m.d.comb += prepared.eq(preparing[-1])
+        with m.If(go & opens):
             m.d.sync += [
                 anchor_time.eq(entry.time),
-                bound.eq(entry.time + (length << _SAFE_LOG2)),
+                bound.eq(safe),
                 windows.eq(_Windows.BEGUN),
-                prepared.eq(0),
-                shift_known.eq(0),
+                preparing.eq(0),
             ]
-        with m.If(step & tag.valid & tag.anchor & fails):
+        with m.If(tag.valid & tag.anchor & fails):
             m.d.sync += windows.eq(_Windows.OFF)
         return m

@@ -58,6 +58,7 @@ class _State(Enum, shape=4):
     SELECT = 9
     INVERT = 10
     READY = 11
+    ACT = 12
 
 
 class Tracker(wiring.Component):
@@ -110,7 +111,7 @@ class Tracker(wiring.Component):
     Counters and status change where the next window's first record passes, so that they depend on
     the records alone.
 
-    Latency: 0 clocks for records. The correction is ready within 170 clocks from the record that
+    Latency: 0 clocks for records. The correction is ready within 190 clocks from the record that
     ended the measurement. Throughput: 1 record a clock. A period below 800 ps or
     a window outside 2^12 to 2^24 slots switches the loop off.
 
@@ -238,13 +239,13 @@ class Tracker(wiring.Component):
         ]
         with m.If(begins):
             m.d.sync += [limit_slot.eq(slot_1 + measured), boundary.eq(slot_1 + window)]
-            with m.If(~started):
-                m.d.sync += [
-                    started.eq(1),
-                    period.eq(self.period),
-                    self.correction.period.eq(self.period),
-                    self.correction.reciprocal.eq(self.reciprocal),
-                ]
+            m.d.sync += started.eq(1)
+        with m.If(~started):
+            m.d.sync += [
+                period.eq(self.period),
+                self.correction.period.eq(self.period),
+                self.correction.reciprocal.eq(self.reciprocal),
+            ]
         whole, half, quarter = Signal(PHASE_BITS), Signal(PHASE_BITS), Signal(PHASE_BITS)
         m.d.comb += [
             whole.eq(period[_FRACTION:]),
@@ -284,6 +285,8 @@ class Tracker(wiring.Component):
 
         count, near, late, gated = (Signal(_COUNT, name=n) for n in ("count", "near", "late", "n"))
         total = Signal(signed(_COUNT + PHASE_BITS))
+        most = Signal()  # no more can be counted
+        is_open = Signal()  # the state is OPEN
         record = passing[5]
         opens, ends = Signal(), Signal()
         m.d.comb += [
@@ -293,13 +296,13 @@ class Tracker(wiring.Component):
                 | (self.flush & ~Cat(p.valid for p in passing).any())
             ),
         ]
-        adds = (
-            record.counts & within_5 & (opens | ((state == _State.OPEN) & record.valid & inside_5))
-        )
+        adds = record.counts & within_5 & (opens | (is_open & record.valid & inside_5))
         with m.If(opens):
+            m.d.sync += most.eq(0)
             m.d.sync += [count.eq(adds), near.eq(adds & near_5), late.eq(adds & late_5)]
             m.d.sync += [gated.eq(adds & gated_5), total.eq(Mux(adds & gated_5, error_5, 0))]
-        with m.Elif(adds & ~count.all()):
+        with m.Elif(adds & ~most):
+            m.d.sync += most.eq(count == (1 << _COUNT) - 2)
             m.d.sync += [count.eq(count + 1), near.eq(near + near_5), late.eq(late + late_5)]
             with m.If(gated_5):
                 m.d.sync += [gated.eq(gated + 1), total.eq(total + error_5)]
@@ -310,18 +313,20 @@ class Tracker(wiring.Component):
         size_cosine, size_sine = Signal(_COUNT + 1), Signal(_COUNT + 1)
         weight = Signal(_COUNT + 4)
         enough, enough_gated = Signal(), Signal()
+        # The judgement, one of these or none: then the window is followed.
+        is_dark, is_incoherent, is_astray, is_far = Signal(), Signal(), Signal(), Signal()
         reaches, far, side = Signal(), Signal(), Signal()
         early, magnitude = Signal(), Signal(_COUNT + PHASE_BITS)
         rest, quotient = Signal(_COUNT + 1), Signal(_ERROR)
         dividend = Signal(_ERROR)
-        steps = Signal(6)
+        steps, last_step = Signal(6), Signal()
         still = Signal()
         shift_phase, shift_period = Signal(5), Signal(7)
         phase, change = Signal(_PERIOD), Signal(_PERIOD)
         sum_new = Signal(signed(_PERIOD + 2))
         low, high = Signal.like(sum_new), Signal.like(sum_new)
         below, above = Signal(), Signal()
-        limit, limit_steps, limit_begun = Signal(_PERIOD), Signal(5), Signal()
+        limit, limit_steps = Signal(_PERIOD), Signal(5)
         inverse_rest = Signal(_PERIOD)
         # What the next window's first record makes visible.
         corrected, dark, incoherent, astray = Signal(), Signal(), Signal(), Signal()
@@ -329,10 +334,9 @@ class Tracker(wiring.Component):
         decided, followed = Signal(), Signal()
         named = Signal(SLOT_BITS)
 
-        with m.If(begins & ~started & ~limit_begun):
+        with m.If(~started):
             m.d.sync += [
                 limit.eq(self.period),
-                limit_begun.eq(1),
                 limit_steps.eq(
                     Mux(control.limit_log2 < _LIMIT_LEAST, _LIMIT_LEAST, control.limit_log2)
                 ),
@@ -352,6 +356,7 @@ class Tracker(wiring.Component):
             with m.Case(_State.OPEN):
                 with m.If(ends):
                     m.d.sync += [
+                        is_open.eq(0),
                         cosine.eq((near << 1) - count),
                         sine.eq((late << 1) - count),
                         weight.eq(count * control.threshold),
@@ -380,20 +385,30 @@ class Tracker(wiring.Component):
                     rest.eq(magnitude >> PHASE_BITS),
                     dividend.eq(magnitude[:PHASE_BITS] << _ERROR_FRACTION),
                     steps.eq(_ERROR - 1),
+                    last_step.eq(0),
                 ]
-                with m.If(~enough):
+                clear = Mux(reaches, enough_gated, far | side)
+                m.d.sync += [
+                    is_dark.eq(~enough),
+                    is_incoherent.eq(enough & ~clear),
+                    is_astray.eq(enough & clear & lock & ~reaches),
+                    is_far.eq(enough & clear & ~lock & far),
+                    go(_State.ACT),
+                ]
+            with m.Case(_State.ACT):
+                with m.If(is_dark):
                     hold_over(m, dark)
-                with m.Elif(~(reaches | far | side) | (reaches & ~enough_gated)):
+                with m.Elif(is_incoherent):
                     hold_over(m, incoherent)
                     m.d.sync += good.eq(0)
-                with m.Elif(lock & ~reaches):
+                with m.Elif(is_astray):
                     hold_over(m, astray)
                     m.d.sync += good.eq(0)
                     with m.If(~bad.all()):
                         m.d.sync += bad.eq(bad + 1)
                     with m.If(bad + 1 >= control.lock_windows):
                         m.d.sync += [lock.eq(0), unlocked.eq(1)]
-                with m.Elif(far & ~lock):
+                with m.Elif(is_far):
                     m.d.sync += [
                         self.correction.phase.eq(Mux(sine[-1], -(period >> 2), period >> 2)),
                         corrected.eq(1),
@@ -429,8 +444,9 @@ class Tracker(wiring.Component):
                     quotient.eq(Cat(fits, quotient)),
                     dividend.eq(dividend << 1),
                     steps.eq(steps - 1),
+                    last_step.eq(steps == 1),
                 ]
-                with m.If(steps == 0):
+                with m.If(last_step):
                     m.d.sync += [
                         phase.eq(Cat(Const(0, _UP), fits, quotient)),
                         change.eq(Mux(still, 0, Cat(Const(0, _UP), fits, quotient))),
@@ -456,6 +472,7 @@ class Tracker(wiring.Component):
                     self.correction.period.eq(Mux(below, low, Mux(above, high, sum_new))),
                     inverse_rest.eq(1 << (RECIPROCAL_FRACTION_BITS + _FRACTION - _RECIPROCAL)),
                     steps.eq(_RECIPROCAL - 1),
+                    last_step.eq(0),
                     go(_State.INVERT),
                 ]
             with m.Case(_State.INVERT):
@@ -466,8 +483,9 @@ class Tracker(wiring.Component):
                     inverse_rest.eq(Mux(goes, doubled - self.correction.period, doubled)),
                     self.correction.reciprocal.eq(Cat(goes, self.correction.reciprocal)),
                     steps.eq(steps - 1),
+                    last_step.eq(steps == 1),
                 ]
-                with m.If(steps == 0):
+                with m.If(last_step):
                     m.d.sync += go(_State.READY)
             with m.Case(_State.READY):
                 with m.If(self.taken):
@@ -478,7 +496,7 @@ class Tracker(wiring.Component):
                         go(_State.IDLE),
                     ]
         with m.If(opens):
-            m.d.sync += go(_State.OPEN)
+            m.d.sync += [go(_State.OPEN), is_open.eq(1)]
         m.d.comb += self.correction.ready.eq(state == _State.READY)
 
         # -- what is seen outside: with the next window's first record ---------------------------

@@ -15,6 +15,7 @@ from keyrail.contract import (
     GAP_MAXIMUM_PS,
     SLOT_TAG,
     TAG,
+    LossMark,
     TagKind,
     reciprocal,
 )
@@ -23,7 +24,6 @@ from keyrail_sim.models.slotter import Slotter
 
 KINDS = (TagKind.CLICK, TagKind.TIME, TagKind.FRAME, TagKind.LOSS)
 WRAP = 1 << 48
-LATENCY = 16
 
 
 def random_period(rng: np.random.Generator) -> int:
@@ -76,7 +76,9 @@ def reference(tags: Structured, period: int, origin: int) -> tuple[list[tuple], 
         if gap > GAP_MAXIMUM_PS:
             if click:
                 drops["out_of_order" if started else "before_origin"] += 1
-                continue
+                if not started:
+                    continue
+                channel, kind = LossMark.AT, TagKind.LOSS
         else:
             last, started = last + gap, True
         slot = last // length
@@ -186,12 +188,14 @@ async def bench_full_rate(dut):
     dut.period.value, dut.reciprocal.value = period, reciprocal(period)
     dut.origin.value = origin
     await bench.start(dut)
+    await bench.until(dut, lambda: not int(dut.busy.value))
     dut.o__ready.value = 1
+    latency = int(bench.parameter("latency"))
     times = (origin + np.cumsum(rng.integers(1, 1 << 36, count))).tolist()
     tags = tagged(rng, times)
     payloads = words(TAG, tags)
     taken, left, got = [], [], []
-    for clock in range(count + LATENCY + 1):
+    for clock in range(count + latency + 1):
         dut.i__valid.value = int(len(taken) < count)
         if len(taken) < count:
             dut.i__payload.value = payloads[len(taken)]
@@ -202,9 +206,9 @@ async def bench_full_rate(dut):
             left.append(clock)
             got.append(int(dut.o__payload.value))
         await FallingEdge(dut.clk)
-    # The first record waits one clock in the entry register, which is free again after that.
-    assert taken == [0, *range(2, count + 1)]
-    assert left == [time + LATENCY for time in [1, *taken[1:]]]
+    # The first record waits one clock in front of the entry; one more fits behind it meanwhile.
+    assert taken == [0, 1, *range(3, count + 1)]
+    assert left == [taken[0] + 1 + latency + n for n in range(count)]
     expected = Slotter(period, origin=origin).process(tags)
     assert np.array_equal(structured(SLOT_TAG, got), expected)
 
@@ -227,9 +231,10 @@ async def bench_reset_in_mid_frame(dut):
 @pytest.mark.parametrize("simulator", bench.simulators())
 def test_slotter(simulator):
     # One build with the bench of the tracker, which is off here.
-    from keyrail_gateware.tracker import TrackedSlotter
+    from keyrail_gateware import slotter, tracker
 
-    bench.run(TrackedSlotter(), simulator, "test_slotter")
+    parameters = {"latency": slotter.Slotter.latency}
+    bench.run(tracker.TrackedSlotter(), simulator, "test_slotter", parameters=parameters)
 
 
 @pytest.mark.parametrize("case", range(30))

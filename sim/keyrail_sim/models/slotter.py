@@ -12,6 +12,7 @@ from keyrail.contract import (
     PERIOD_FRACTION_BITS,
     SLOT_TAG,
     TIME_BITS,
+    LossMark,
     TagKind,
     reciprocal,
 )
@@ -116,7 +117,12 @@ class Slotter:
             self._started = True
 
         slots, phases = np.zeros(len(time), np.uint64), np.zeros(len(time), np.uint32)
-        dropped = click & early
+        dropped = click & early & ~started
+        lost = click & early & started
+        frames = np.flatnonzero(tags["kind"] == TagKind.FRAME)
+        if lost.any():
+            tags = tags.copy()
+            tags["kind"][lost], tags["channel"][lost] = TagKind.LOSS, LossMark.AT
         kept = ~dropped[chosen]
         fails_chosen = self._segments(tags[chosen], position, early_chosen, kept, slots, phases)
         if len(position):
@@ -124,16 +130,16 @@ class Slotter:
 
         fails = np.zeros(len(tags), bool)
         fails[chosen] = fails_chosen
-        inexact = click & fails
+        inexact = click & ~lost & fails
         leaves = ~(bad | dropped | inexact)
         self.ledger.count(
-            np.flatnonzero(tags["kind"] == TagKind.FRAME),
+            frames,
             **{
                 "in": click,
-                "out": click & leaves,
+                "out": click & ~lost & leaves,
                 "bad_channel": bad,
-                "before_origin": dropped & ~started,
-                "out_of_order": dropped & started,
+                "before_origin": dropped,
+                "out_of_order": lost,
                 "inexact": inexact,
             },
         )
