@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Tag FIFO: the one place of the tag path where clicks may be lost, marked and counted."""
 
-from amaranth.hdl import Assert, Assume, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Assert, Assume, Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -35,7 +35,7 @@ class TagFifo(wiring.Component):
 
     Otherwise (``real_time`` 0) the input waits, and nothing is lost.
 
-    Latency: 2 clocks. Throughput: 1 record a clock.
+    Latency: 3 clocks. Throughput: 1 record a clock.
 
     Parameters
     ----------
@@ -97,16 +97,30 @@ class TagFifo(wiring.Component):
         m.submodules.kept = kept = ResetInserter(self.flush)(
             SyncFIFOBuffered(width=layout(LOSS).size, depth=self.ledger_depth + 1)
         )
+        sweeping, swept = Signal(), Signal(range(self.depth + 1))
+        level = Signal(range(self.depth + 2))
         m.d.comb += [
             self.counts.live.eq(ledger.counts.live),
             self.counts.at_frame.eq(ledger.counts.at_frame),
-            self.level.eq(fifo.level),
+            self.level.eq(level),
             self.losses.payload.as_value().eq(kept.r_data),
             self.losses.valid.eq(kept.r_rdy),
             kept.r_en.eq(self.losses.ready),
         ]
 
-        sweeping, swept = Signal(), Signal(range(self.depth + 1))
+        # What the records held mean for this clock are flip-flops, set by what was written and read
+        # in the clock before.
+        writes, reads = Signal(), Signal()
+        m.d.comb += reads.eq(fifo.r_en & fifo.r_rdy)
+
+        def below(name: str, limit: int) -> Signal:
+            flag = Signal(name=name, init=1)
+            m.d.sync += flag.eq(
+                Mux(writes == reads, level < limit, Mux(writes, level < limit - 1, level <= limit))
+            )
+            return flag
+
+        m.d.sync += level.eq(Mux(writes == reads, level, Mux(writes, level + 1, level - 1)))
         # A loss is under way; its first marker is still to be written; it is not to end before
         # the stream has passed `horizon`.
         losing, begin_due, waiting = Signal(), Signal(), Signal()
@@ -116,28 +130,28 @@ class TagFifo(wiring.Component):
         tag = self.i.payload
         taken, click, marker = Signal(), Signal(), Signal()
         # Of the places for markers one stays free for the marker that begins a loss.
-        room, marker_room, few = Signal(), Signal(), Signal()
-        refused, caught_up = Signal(), Signal()
-        stored, beginning, ending, dropped = Signal(), Signal(), Signal(), Signal()
+        room = below("room", self.depth - self.reserve)
+        marker_room = below("marker_room", self.depth - 1)
+        few = below("few", self.resume + 1)
+        refused = Signal()
+        caught_up = Signal()  # the stream has passed the horizon; known a clock after
+        beginning, ending, dropped = Signal(), Signal(), Signal()
         written = Signal(layout(TAG))
         end = Signal(TIME_BITS)
         m.d.comb += [
-            room.eq(fifo.level < self.depth - self.reserve),
-            marker_room.eq(fifo.level < self.depth - 1),
-            few.eq(fifo.level <= self.resume),
             refused.eq((self.refused != 0) & ~sweeping),
             self.i.ready.eq(~sweeping & ~begin_due & (self.real_time | room)),
             taken.eq(self.i.valid & self.i.ready),
             click.eq(taken & (tag.kind == TagKind.CLICK)),
             marker.eq(taken & (tag.kind != TagKind.CLICK)),
-            caught_up.eq(~waiting | ~(latest - horizon)[TIME_BITS - 1]),
             end.eq(Mux(click, tag.time, latest)),
             dropped.eq(click & (losing | refused | ~room)),
             beginning.eq(begin_due | (click & ~losing & (refused | ~room))),
             ending.eq(
                 losing & ~begin_due & few & kept.w_rdy & caught_up & ~marker & ~refused & ~sweeping
             ),
-            stored.eq((click & ~dropped) | (marker & marker_room)),
+            # Records, and what begins or ends a loss; there is always a place for them.
+            writes.eq(begin_due | (click & ~losing) | (marker & marker_room) | ending),
         ]
         with m.If(beginning | ending):
             m.d.comb += [
@@ -149,8 +163,6 @@ class TagFifo(wiring.Component):
             m.d.comb += written.eq(tag)
 
         m.d.comb += [
-            fifo.w_data.eq(written),
-            fifo.w_en.eq(stored | beginning | ending),
             self.o.payload.as_value().eq(fifo.r_data),
             self.o.valid.eq(fifo.r_rdy & ~sweeping),
             fifo.r_en.eq(self.o.ready | sweeping),
@@ -161,18 +173,24 @@ class TagFifo(wiring.Component):
             record.begin.eq(begin),
             record.end.eq(end),
             record.missed.eq(missed + click),
+        ]
+        # Both are written a clock after the decision; the level counts at once.
+        m.d.sync += [
+            fifo.w_en.eq(writes),
+            fifo.w_data.eq(written),
+            kept.w_en.eq(ending & ~self.flush),
             kept.w_data.eq(record),
-            kept.w_en.eq(ending),
         ]
 
         with m.If(taken):
             m.d.sync += latest.eq(tag.time)
+        m.d.sync += caught_up.eq(~refused & ~(waiting & (latest - horizon)[TIME_BITS - 1]))
         with m.If(refused):
             m.d.sync += [waiting.eq(1), horizon.eq(self.until)]
         with m.If(begin_due):
             m.d.sync += begin_due.eq(0)
         with m.If(losing):
-            m.d.sync += missed.eq(missed + click + self.refused)
+            m.d.sync += missed.eq((Cat(1, missed) + Cat(click, self.refused))[1:])
         with m.Elif(refused | dropped):
             m.d.sync += [
                 losing.eq(1),
@@ -183,9 +201,15 @@ class TagFifo(wiring.Component):
         with m.If(ending):
             m.d.sync += [losing.eq(0), waiting.eq(0)]
 
+        # What leaves comes late, out of the memory: it is counted a clock after.
+        left, left_kind = Signal(), Signal.like(tag.kind)
+        m.d.sync += [
+            left.eq(self.o.valid & self.o.ready & ~self.flush),
+            left_kind.eq(self.o.payload.kind),
+        ]
         m.d.comb += [
             ledger.step["in"].eq(click),
-            ledger.step.out.eq(self.o.valid & self.o.ready & (self.o.payload.kind == 0)),
+            ledger.step.out.eq(left & (left_kind == TagKind.CLICK)),
             ledger.step.missed.eq(dropped),
             ledger.step.refused.eq(Mux(sweeping, 0, self.refused)),
             ledger.step.losses.eq(ending),
@@ -195,15 +219,15 @@ class TagFifo(wiring.Component):
             m.d.comb += [
                 ledger.frame[name].eq(1) for name in ledger.frame.shape().members if name != "out"
             ]
-        with m.If(self.o.valid & self.o.ready & (self.o.payload.kind == TagKind.FRAME)):
+        with m.If(left & (left_kind == TagKind.FRAME)):
             m.d.comb += ledger.frame.out.eq(1)
 
         # Zeros pass through every place of the memory, and are thrown away at the output.
         with m.If(sweeping):
-            m.d.comb += [fifo.w_data.eq(0), fifo.w_en.eq(swept != self.depth)]
-            with m.If(fifo.w_en & fifo.w_rdy):
+            m.d.comb += [written.eq(0), writes.eq(~swept[-1] & room)]
+            with m.If(writes):
                 m.d.sync += swept.eq(swept + 1)
-            with m.If((swept == self.depth) & (fifo.level == 0)):
+            with m.If(swept[-1] & (level == 0)):
                 m.d.sync += sweeping.eq(0)
         with m.If(self.flush):
             m.d.sync += [sweeping.eq(1), swept.eq(0)]
@@ -212,11 +236,21 @@ class TagFifo(wiring.Component):
 
         if platform == "formal":
             due = ledger.due
-            self._properties(m, due, fifo, kept, sweeping, begin_due, losing, latest, begin, missed)
+            decided = (writes & ~sweeping, written, ending, record)
+            self._properties(
+                m, due, fifo, kept, decided, sweeping, begin_due, losing, latest, begin, missed
+            )
+            m.d.comb += [
+                Assert(level <= self.depth + sweeping),
+                Assert(level == fifo.level + fifo.w_en),
+                Assert(room == (level < self.depth - self.reserve)),
+                Assert(marker_room == (level < self.depth - 1)),
+                Assert(few == (level <= self.resume)),
+            ]
         return m
 
     def _properties(
-        self, m, due, fifo, kept, sweeping, begin_due, losing, latest, begin, missed
+        self, m, due, fifo, kept, decided, sweeping, begin_due, losing, latest, begin, missed
     ) -> None:
         """What is proven of it, for an input in time order and any traffic otherwise.
 
@@ -230,13 +264,9 @@ class TagFifo(wiring.Component):
         written, read = Signal(COUNTED), Signal(COUNTED)
         stored, closed, begins, ends = (Signal(COUNTED) for _ in range(4))
         former = Signal(TIME_BITS)  # time of the record written last
-        mark = Signal(layout(TAG))
-        loss = Signal(layout(LOSS))
-        writes = Signal()
+        # What is decided in this clock, and written in the next.
+        writes, mark, ending, loss = decided
         m.d.comb += [
-            mark.eq(fifo.w_data),
-            loss.eq(kept.w_data),
-            writes.eq(fifo.w_en & fifo.w_rdy & ~sweeping),
             Assume(~self.i.valid | (time >= latest)),
         ]
         m.d.sync += [
@@ -255,14 +285,14 @@ class TagFifo(wiring.Component):
                     begins.eq(begins + (mark.channel == LossMark.BEGIN)),
                     ends.eq(ends + (mark.channel == LossMark.END)),
                 ]
-        with m.If(kept.w_en & kept.w_rdy):
+        with m.If(ending):
             m.d.sync += closed.eq(closed + loss.missed)
         with m.If(self.flush):
             m.d.sync += [x.eq(0) for x in (stored, closed, begins, ends, former)]
         m.d.comb += [
             # Nothing is written where there is no room, in either FIFO.
-            Assert(~fifo.w_en | fifo.w_rdy | sweeping),
-            Assert(~kept.w_en | kept.w_rdy),
+            Assert(~fifo.w_en | fifo.w_rdy),
+            Assert(~kept.w_en | (kept.w_rdy & ~losing)),
             Assert((written - read)[:COUNTED] == fifo.level),
             # The ledgers: every click is stored or missed, every miss in a record of a loss.
             Assert(counted["in"][:COUNTED] == (stored + counted["missed"])[:COUNTED]),
@@ -280,7 +310,4 @@ class TagFifo(wiring.Component):
             Assert(~sweeping | ~(losing | begin_due)),
         ]
         with m.If(~sweeping):
-            m.d.comb += [
-                Assert(fifo.level <= self.depth),
-                Assert(losing | (fifo.level < self.depth)),
-            ]
+            m.d.comb += Assert(losing | (fifo.level + fifo.w_en < self.depth))

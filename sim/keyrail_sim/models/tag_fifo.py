@@ -36,20 +36,24 @@ class Clock(NamedTuple):
 
 
 class _Queue:
-    """A FIFO whose output is a register behind the memory: records are held and not yet shown."""
+    """A FIFO whose output is a register behind the memory, and whose input is one before it.
+
+    So records are held and not yet shown.
+    """
 
     def __init__(self, depth: int) -> None:
         self.inner: deque[tuple[int, ...]] = deque()
         self.output: tuple[int, ...] | None = None
+        self.coming: tuple[int, ...] | None = None
         self.depth = depth
 
     @property
     def level(self) -> int:
-        return len(self.inner) + (self.output is not None)
+        return len(self.inner) + (self.output is not None) + (self.coming is not None)
 
     @property
     def writable(self) -> bool:
-        return len(self.inner) < self.depth
+        return len(self.inner) < self.depth  # what is coming is in well before the next
 
     def clock(self, written: tuple[int, ...] | None, taken: bool) -> None:
         moves = bool(self.inner) and (self.output is None or taken)
@@ -57,8 +61,9 @@ class _Queue:
             self.output = None
         if moves:
             self.output = self.inner.popleft()
-        if written is not None:
-            self.inner.append(written)
+        if self.coming is not None:
+            self.inner.append(self.coming)
+        self.coming = written
 
 
 class TagFifo:
@@ -83,7 +88,7 @@ class TagFifo:
         self.resume = depth // 2
         self.queue, self.kept = _Queue(depth), _Queue(ledger_depth)
         self.ledger = Ledger("tag_fifo")
-        self.losing = self.begin_due = self.waiting = False
+        self.losing = self.begin_due = self.waiting = self.caught_up = False
         self.horizon = self.latest = self.begin = self.missed = 0
         self.out: list[tuple[int, ...]] = []
         self.losses: list[tuple[int, ...]] = []
@@ -103,7 +108,10 @@ class TagFifo:
         click, marker = kind == TagKind.CLICK, taken and kind != TagKind.CLICK
         room, marker_room = level < self.depth - self.reserve, level < self.depth - 1
         refused = now.refused > 0
-        behind = self.waiting and (self.latest - self.horizon) >> (TIME_BITS - 1) & 1
+        behind = not self.caught_up
+        self.caught_up = not refused and not (
+            self.waiting and (self.latest - self.horizon) >> (TIME_BITS - 1) & 1
+        )
         dropped = click and (self.losing or refused or not room)
         ending = (
             self.losing
