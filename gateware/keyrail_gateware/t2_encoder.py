@@ -19,6 +19,7 @@ from keyrail.contract import (
 
 from .layouts import layout
 from .ledger import Counts, Ledger
+from .skid import Skid
 
 __all__ = ["T2Encoder", "T2Serialiser", "t2_pair"]
 
@@ -40,7 +41,7 @@ class T2Encoder(wiring.Component):
     Format: PicoQuant, "Unified TTTR file format" (PTU), record type for T2 mode of the HydraHarp
     V2 and its successors.
 
-    Latency: 1 clock. Throughput: 1 tag a clock, gaps of more than 127 wraps (4.3 ms) excepted.
+    Latency: 4 clocks. Throughput: 1 tag a clock, gaps of more than 127 wraps (4.3 ms) excepted.
 
     Parameters
     ----------
@@ -75,64 +76,101 @@ class T2Encoder(wiring.Component):
             self.counts.live.eq(ledger.counts.live),
             self.counts.at_frame.eq(ledger.counts.at_frame),
         ]
-        tag, out = self.i.payload, self.o.payload
+        m.submodules.front = front = Skid(layout(TAG))
+        wiring.connect(m, wiring.flipped(self.i), front.i)
+        tag, out = front.o.payload, self.o.payload
+        ends = Signal()  # the second stage's record leaves with its last output
+        free, far = Signal(), Signal()
+        one, two = Signal(), Signal()  # a record in the first stage, in the second
+        advance = Signal()
+        m.d.comb += [
+            free.eq(~self.o.valid | self.o.ready),
+            ends.eq(free & ~far),
+            advance.eq(~two | ends),
+            front.o.ready.eq(advance),
+        ]
+
+        # 1: the time, and how often it had wrapped before.
         last = Signal(self.time_bits)  # time that the records so far have reached
         started = Signal()  # 0 until the first record, which may have any time
-        backwards, far = Signal(), Signal()
-        time = Signal(self.time_bits)
-        wraps = Signal(self.time_bits - T2_TIME_BITS)
-        kind = tag.kind
-        click, silent, dropped = Signal(), Signal(), Signal()
-        m.d.comb += [
-            click.eq(kind == TagKind.CLICK),
-            backwards.eq(started & (tag.time - last)[self.time_bits - 1]),
-            time.eq(Mux(backwards, last, tag.time)),
-            wraps.eq(time[T2_TIME_BITS:] - last[T2_TIME_BITS:]),
-            far.eq(wraps > T2_OVERFLOW_MAXIMUM),
-            dropped.eq(click & backwards),
-            # What leaves no record of its own.
-            silent.eq(dropped | (kind == TagKind.TIME)),
-        ]
-        overflow, record = Signal(layout(T2)), Signal(layout(T2))
+        before = Signal(self.time_bits - T2_TIME_BITS)
+        backwards = Signal()
+        kind, channel = Signal.like(tag.kind), Signal.like(tag.channel)
+        click, frame, dropped, silent = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += backwards.eq(started & (tag.time - last)[self.time_bits - 1])
+        with m.If(advance):
+            m.d.sync += one.eq(front.o.valid)
+            with m.If(front.o.valid):
+                m.d.sync += [
+                    last.eq(Mux(backwards, last, tag.time)),
+                    before.eq(last[T2_TIME_BITS:]),
+                    started.eq(1),
+                    kind.eq(tag.kind),
+                    channel.eq(tag.channel),
+                    click.eq(tag.kind == TagKind.CLICK),
+                    frame.eq(tag.kind == TagKind.FRAME),
+                    dropped.eq((tag.kind == TagKind.CLICK) & backwards),
+                    # What leaves no record of its own.
+                    silent.eq(
+                        ((tag.kind == TagKind.CLICK) & backwards) | (tag.kind == TagKind.TIME)
+                    ),
+                ]
+
+        # 2: wraps still to be told.
+        wraps, following = Signal.like(before), Signal.like(before)
+        some = Signal()
+        record, overflow = Signal(layout(T2)), Signal(layout(T2))
+        click_2, frame_2, dropped_2, silent_2 = (Signal() for _ in range(4))
+        m.d.comb += following.eq(
+            Mux(two & ~ends, wraps - T2_OVERFLOW_MAXIMUM, last[T2_TIME_BITS:] - before)
+        )
+        with m.If(advance | free):
+            m.d.sync += [
+                wraps.eq(following),
+                far.eq(following > T2_OVERFLOW_MAXIMUM),
+                some.eq(following != 0),
+            ]
+        with m.If(advance):
+            m.d.sync += [
+                two.eq(one),
+                far.eq(one & (following > T2_OVERFLOW_MAXIMUM)),
+                click_2.eq(click),
+                frame_2.eq(frame),
+                dropped_2.eq(dropped),
+                silent_2.eq(silent),
+                record.time.eq(last),
+                record.special.eq(~click),
+                record.channel.eq(channel),
+            ]
+            with m.Switch(kind):
+                with m.Case(TagKind.LOSS):
+                    m.d.sync += record.channel.eq(
+                        Mux(channel == LossMark.END, T2Marker.LOSS_END, T2Marker.LOSS_BEGIN)
+                    )
+                with m.Case(TagKind.FRAME):
+                    m.d.sync += record.channel.eq(T2Marker.FRAME)
+
+        # 3: the records.
         m.d.comb += [
             overflow.special.eq(1),
             overflow.channel.eq(T2_OVERFLOW_CHANNEL),
             overflow.time.eq(Mux(far, T2_OVERFLOW_MAXIMUM, wraps)),
-            record.time.eq(time),
-            record.special.eq(~click),
-            record.channel.eq(tag.channel),
         ]
-        with m.Switch(kind):
-            with m.Case(TagKind.LOSS):
-                m.d.comb += record.channel.eq(
-                    Mux(tag.channel == LossMark.END, T2Marker.LOSS_END, T2Marker.LOSS_BEGIN)
-                )
-            with m.Case(TagKind.FRAME):
-                m.d.comb += record.channel.eq(T2Marker.FRAME)
-
-        free = Signal()
-        m.d.comb += [free.eq(~self.o.valid | self.o.ready), self.i.ready.eq(free & ~far)]
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        with m.If(free & self.i.valid):
+        with m.If(free):
             m.d.sync += [
-                out.first.eq(Mux(wraps != 0, overflow, record)),
+                self.o.valid.eq(two & (some | ~silent_2)),
+                out.first.eq(Mux(some, overflow, record)),
                 out.second.eq(record),
-                out.both.eq((wraps != 0) & ~far & ~silent),
-                self.o.valid.eq((wraps != 0) | ~silent),
+                out.both.eq(some & ~far & ~silent_2),
             ]
-            with m.If(far):
-                m.d.sync += last[T2_TIME_BITS:].eq(last[T2_TIME_BITS:] + T2_OVERFLOW_MAXIMUM)
-                m.d.sync += last[:T2_TIME_BITS].eq(0)
-            with m.Else():
-                m.d.sync += [last.eq(time), started.eq(1)]
-                m.d.comb += [
-                    ledger.step["in"].eq(click),
-                    ledger.step.out.eq(click & ~dropped),
-                    ledger.step.out_of_order.eq(dropped),
-                ]
-                with m.If(kind == TagKind.FRAME):
-                    m.d.comb += ledger.frame.eq(~0)
+        with m.If(two & ends):
+            m.d.comb += [
+                ledger.step["in"].eq(click_2),
+                ledger.step.out.eq(click_2 & ~dropped_2),
+                ledger.step.out_of_order.eq(dropped_2),
+            ]
+            with m.If(frame_2):
+                m.d.comb += ledger.frame.eq(~0)
         return m
 
 

@@ -86,7 +86,7 @@ async def bench_full_rate(dut):
     tags = zeros(TAG, count)
     tags["time"] = np.cumsum(rng.integers(1, 127 << T2_BITS, count)) % WRAP
     tags["channel"] = rng.integers(0, 8, count)
-    got = await bench.full_rate(dut, words(TAG, tags), 1)
+    got = await bench.full_rate(dut, words(TAG, tags), 4)
     assert len(got) == count
     assert np.array_equal(pairs(got), T2Encoder(TIME_BITS).process(tags))
 
