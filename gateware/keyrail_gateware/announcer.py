@@ -65,7 +65,7 @@ class Announcer(wiring.Component):
             self.counts.at_frame.eq(ledger.counts.at_frame),
         ]
         # 1: which detections are of the block.
-        tag, valid = Signal(layout(DETECTION)), Signal()
+        tag, valid, click = Signal(layout(DETECTION)), Signal(), Signal()
         inside, past = Signal(), Signal()
         take = Signal()  # the record leaves this stage
         m.d.comb += self.i.ready.eq(~valid | take)
@@ -77,6 +77,7 @@ class Announcer(wiring.Component):
                 tag.eq(self.i.payload),
                 valid.eq(self.i.valid),
                 inside.eq(self.open & (slot >= self.first_slot) & (slot <= self.last_slot)),
+                click.eq(self.i.payload.kind == TagKind.CLICK),
                 past.eq(self.open & (slot > self.last_slot)),
             ]
 
@@ -84,9 +85,8 @@ class Announcer(wiring.Component):
         last, fresh = Signal(SLOT_BITS), Signal(init=1)
         difference, going = Signal(SLOT_BITS), Signal()
         passes = Signal()  # the difference leaves its register
-        click, announce = Signal(), Signal()
+        announce = Signal()
         m.d.comb += [
-            click.eq(tag.kind == TagKind.CLICK),
             announce.eq(click & inside & ~self.full),
             take.eq(
                 valid & (~announce | ((~going | passes) & (~self.entry.valid | self.entry.ready)))
@@ -121,11 +121,11 @@ class Announcer(wiring.Component):
         # 3: how many parts it takes; 4: the parts, one after the other.
         parts = data.ArrayLayout(_PART, _PARTS)
         sending, waits = Signal(parts), Signal()
-        part = Signal(range(_PARTS))
+        part, last_part = Signal(range(_PARTS)), Signal()
         o_free = Signal()
         m.d.comb += [
             o_free.eq(~self.o.valid | self.o.ready),
-            passes.eq(going & (~waits | (o_free & (part == 0)))),
+            passes.eq(going & (~waits | (o_free & last_part))),
         ]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
@@ -133,14 +133,16 @@ class Announcer(wiring.Component):
             m.d.sync += [
                 self.o.valid.eq(1),
                 self.o.payload.difference.eq(sending[part]),
-                self.o.payload.more.eq(part != 0),
+                self.o.payload.more.eq(~last_part),
                 part.eq(part - 1),
+                last_part.eq(part == 1),
             ]
-            with m.If(part == 0):
+            with m.If(last_part):
                 m.d.sync += waits.eq(0)
         with m.If(passes):
-            m.d.sync += [sending.as_value().eq(difference), waits.eq(1), part.eq(0)]
+            m.d.sync += [sending.as_value().eq(difference), waits.eq(1)]
+            m.d.sync += [part.eq(0), last_part.eq(1)]
             for index in range(1, _PARTS):
                 with m.If((difference >> (_PART * index)).any()):
-                    m.d.sync += part.eq(index)
+                    m.d.sync += [part.eq(index), last_part.eq(0)]
         return m

@@ -19,7 +19,7 @@ class BlockMemory(wiring.Component):
     On the board, entries are written to memory; a read pass gives them back from the first on. On
     the host, entries leave on ``spill``, and a read pass takes as many back from ``fill``.
 
-    Latency: 1 clock from rewind to the first entry on the board, none on the host. Throughput: one
+    Latency: 2 clocks from rewind to the first entry on the board, none on the host. Throughput: one
     entry a clock either way.
 
     Parameters
@@ -42,7 +42,7 @@ class BlockMemory(wiring.Component):
     rewind
         1: begin a read pass at entry 0.
     done
-        The read pass has given its last entry. 0 before the first pass.
+        The read pass has given its last entry, a clock before. 0 before the first pass.
     count
         Entries taken so far, 32 bits.
     full
@@ -84,18 +84,15 @@ class BlockMemory(wiring.Component):
 
         wiping, sweep = Signal(init=1), Signal(address_bits)
         passing, issued, given = Signal(), Signal(32), Signal(32)
-        loaded = Signal()
+        # In the memory's output, and in the register behind it.
+        loaded, shown, word = Signal(), Signal(), Signal(width)
+        last_place, done = Signal(), Signal()  # one place is free; a pass has ended
         m.d.comb += [
             self.busy.eq(wiping),
-            self.full.eq(
-                ~self.on_host
-                & (
-                    self.count[address_bits:].any()
-                    | (self.count[:address_bits].all() & self.i.valid)
-                )
-            ),
-            self.done.eq(passing & (given == self.count) & ~self.rewind),
+            self.full.eq(~self.on_host & (self.count[address_bits] | (last_place & self.i.valid))),
+            self.done.eq(done & ~self.rewind),
         ]
+        m.d.sync += done.eq(passing & (given == self.count) & ~self.rewind)
 
         with m.If(wiping):
             m.d.comb += [write.en.eq(1), write.addr.eq(sweep), write.data.eq(0)]
@@ -119,10 +116,13 @@ class BlockMemory(wiring.Component):
                     write.en.eq(self.i.valid & self.i.ready),
                 ]
             with m.If(self.i.valid & self.i.ready):
-                m.d.sync += self.count.eq(self.count + 1)
+                m.d.sync += [
+                    self.count.eq(self.count + 1),
+                    last_place.eq(self.count == self._depth - 2),
+                ]
 
             # Read pass. The read port holds its word until it has been taken.
-            more = Signal()
+            more, moves = Signal(), Signal()
             with m.If(self.on_host):
                 m.d.comb += [
                     more.eq(passing & (given != self.count) & ~self.rewind),
@@ -133,17 +133,23 @@ class BlockMemory(wiring.Component):
             with m.Else():
                 m.d.comb += [
                     more.eq(passing & (issued != self.count)),
-                    self.o.payload.as_value().eq(read.data),
-                    self.o.valid.eq(loaded),
+                    moves.eq(~shown | self.o.ready),
+                    self.o.payload.as_value().eq(word),
+                    self.o.valid.eq(shown),
                     read.addr.eq(issued),
-                    read.en.eq(~loaded | self.o.ready),
+                    read.en.eq(~loaded | moves),
                 ]
+                with m.If(moves):
+                    m.d.sync += [word.eq(read.data), shown.eq(loaded)]
                 with m.If(read.en):
-                    m.d.sync += [loaded.eq(more), issued.eq(issued + more)]
+                    m.d.sync += loaded.eq(more)
+                    with m.If(more):
+                        m.d.sync += issued.eq(issued + 1)
             with m.If(self.o.valid & self.o.ready):
                 m.d.sync += given.eq(given + 1)
             with m.If(self.rewind):
-                m.d.sync += [passing.eq(1), issued.eq(0), given.eq(0), loaded.eq(0)]
+                m.d.sync += [passing.eq(1), issued.eq(0), given.eq(0)]
+                m.d.sync += [loaded.eq(0), shown.eq(0)]
         with m.If(self.wipe):
             m.d.sync += [
                 wiping.eq(1),
@@ -153,5 +159,9 @@ class BlockMemory(wiring.Component):
                 issued.eq(0),
                 given.eq(0),
                 loaded.eq(0),
+                shown.eq(0),
+                word.eq(0),
+                last_place.eq(0),
+                done.eq(0),
             ]
         return m

@@ -116,8 +116,7 @@ class RegisterBank(wiring.Component):
             read_2.eq(read_1),
             read_3.eq(read_2),
         ]
-        answers, high_2, high_3 = [], Signal(), Signal()
-        highs = []
+        answers, highs, high_3 = [], [], Signal()
         for register in self._registers.values():
             low = Signal(name=f"low_{register.name}")
             high = Signal(name=f"high_{register.name}")
@@ -125,7 +124,7 @@ class RegisterBank(wiring.Component):
             last = low
             if register.words == 2:
                 m.d.sync += high.eq(address == register.offset + 1)
-                highs.append(address == register.offset + 1)
+                highs.append(high)
                 last = high
             if register.access is not Access.READ:
                 writable = store if register.access is Access.READ_WRITE else self.commands
@@ -142,7 +141,7 @@ class RegisterBank(wiring.Component):
                 value = readable[register.name].as_value()
                 answers.append(value & low.replicate(len(value)))
         # 3: groups of answers; 4: the answer.
-        m.d.sync += [high_2.eq(Cat(highs).any()), high_3.eq(high_2)]
+        m.d.sync += high_3.eq(Cat(highs).any())
         level = []
         for index in range(0, len(answers), _GROUP):
             group = Signal(64, name=f"group_{index // _GROUP}")

@@ -118,7 +118,7 @@ async def bench_one_entry_a_clock(dut):
     await pulse(dut, "rewind")
     began = get_sim_time("step")
     await until(dut, lambda: dut.done.value == 1)
-    assert (get_sim_time("step") - began) / bench.CLOCK_STEPS == DEPTH + 1
+    assert (get_sim_time("step") - began) / bench.CLOCK_STEPS == DEPTH + 3
     assert len(out.received) == DEPTH
 
 
