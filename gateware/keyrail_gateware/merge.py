@@ -38,10 +38,11 @@ def bounded_layout(time_bits: int = TIME_BITS) -> data.StructLayout:
 class MergeTree(wiring.Component):
     """Merge streams with bounds in time order.
 
-    A tree of registers, each of which takes the earlier of two streams: the one whose bound is
-    lower, the first one where both are equal. If that stream has no event yet, none is taken, but
-    the bound goes on. So events of one time leave in the order of the inputs, and what comes out
-    depends on the times alone, not on when the events came.
+    A tree of nodes, each of which takes the earlier of two streams: the one whose bound is lower,
+    the first one where both are equal. If that stream has no event yet, none is taken, but the
+    bound goes on. So events of one time leave in the order of the inputs, and what comes out
+    depends on the times alone, not on when the events came. A node holds two events, so that
+    whether it takes one goes by a flip-flop.
 
     Latency: 1 clock for each halving of the number of inputs. Throughput: 1 event a clock.
 
@@ -68,7 +69,7 @@ class MergeTree(wiring.Component):
         port = stream.Signature(bounded_layout(time_bits))
         super().__init__(
             {f"i_{n}": In(port) for n in range(inputs)}
-            | {"o": Out(port), "held": Out(range(inputs))}
+            | {"o": Out(port), "held": Out(range(2 * inputs))}
         )
 
     def elaborate(self, platform: object) -> Module:
@@ -84,7 +85,12 @@ class MergeTree(wiring.Component):
             ]
             level += 1
         wiring.connect(m, wiring.flipped(self.o), streams[0])
-        clicks = [one.valid & (one.payload.kind == TagKind.CLICK) for one, _ in self._nodes]
+        clicks = []
+        for out, behind, full, _ in self._nodes:
+            clicks += [
+                out.valid & (out.payload.kind == TagKind.CLICK),
+                full & (behind.kind == TagKind.CLICK),
+            ]
         m.d.comb += self.held.eq(sum(clicks))
         if platform == "formal":
             self._properties(m)
@@ -92,21 +98,31 @@ class MergeTree(wiring.Component):
 
     def _node(self, m: Module, a: object, b: object, name: str) -> object:
         out = stream.Signature(bounded_layout(self.time_bits)).create(path=(name,))
-        first, free, known = (Signal(name=f"{name}_{x}") for x in ("first", "free", "known"))
+        first, known, comes = (Signal(name=f"{name}_{x}") for x in ("first", "known", "comes"))
+        # An event taken while the one before waits: so that taking goes by a flip-flop.
+        behind = Signal(bounded_layout(self.time_bits), name=f"{name}_behind")
+        full = Signal(name=f"{name}_full")
+        chosen = Signal.like(behind, name=f"{name}_chosen")
         m.d.comb += [
             known.eq(a.payload.known & b.payload.known),
             first.eq(~(b.payload.time - a.payload.time)[self.time_bits - 1]),
-            free.eq(~out.valid | out.ready),
-            a.ready.eq(free & known & first),
-            b.ready.eq(free & known & ~first),
+            chosen.eq(Mux(first, a.payload, b.payload)),
+            chosen.known.eq(known),
+            comes.eq(known & Mux(first, a.valid, b.valid)),
+            a.ready.eq(~full & known & first),
+            b.ready.eq(~full & known & ~first),
         ]
-        with m.If(free):
-            m.d.sync += [
-                out.valid.eq(known & Mux(first, a.valid, b.valid)),
-                out.payload.eq(Mux(first, a.payload, b.payload)),
-                out.payload.known.eq(known),
-            ]
-        self._nodes.append((out, (a, b)))
+        with m.If(~full):
+            m.d.sync += behind.eq(chosen)
+        with m.If(~out.valid | out.ready):
+            m.d.sync += full.eq(0)
+            with m.If(full):
+                m.d.sync += [out.payload.eq(behind), out.valid.eq(1)]
+            with m.Else():
+                m.d.sync += [out.payload.eq(chosen), out.valid.eq(comes)]
+        with m.Elif(comes & ~full):
+            m.d.sync += full.eq(1)
+        self._nodes.append((out, behind, full, (a, b)))
         return out
 
     def _properties(self, m: Module) -> None:
@@ -143,20 +159,29 @@ class MergeTree(wiring.Component):
             ]
             with m.If(is_followed(port) & port.ready):
                 m.d.sync += [picked.eq(1), followed.eq(bound)]
-        for node, children in self._nodes:
+        for node, behind, full, children in self._nodes:
             payload = node.payload
-            m.d.comb += Assert(~node.valid | payload.known)
+            last = Mux(full, behind.time, payload.time)
+            m.d.comb += [
+                Assert(~node.valid | payload.known),
+                Assert(~full | (node.valid & behind.known)),
+                Assert(~full | (ahead(payload.time) <= ahead(behind.time))),
+            ]
             for child in children:
                 m.d.comb += [
                     Assert(~payload.known | child.payload.known),
                     # No node has gone further than what may still come from below.
-                    Assert(~payload.known | (ahead(payload.time) <= ahead(child.payload.time))),
+                    Assert(~payload.known | (ahead(last) <= ahead(child.payload.time))),
                 ]
             with m.If(is_followed(node)):
                 m.d.comb += Assert(picked & (payload.as_value() == followed.as_value()))
+            with m.If(full & behind.kind[3]):
+                m.d.comb += Assert(picked & (behind.as_value() == followed.as_value()))
         with m.If(is_followed(self.o) & self.o.ready):
             m.d.sync += left.eq(1)
-        held_marks = sum((is_followed(node) for node, _ in self._nodes), Signal(2))
+        places = [is_followed(node) for node, *_ in self._nodes]
+        places += [full & behind.kind[3] for _, behind, full, _ in self._nodes]
+        held_marks = sum(places, Signal(2))
         m.d.comb += [
             # In time order: what leaves is not before what left.
             Assert(~self.o.valid | (ahead(self.o.payload.time) < half)),
