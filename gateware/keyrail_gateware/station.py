@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import (
     CHANNELS,
+    CHOSEN_TAG,
     CONTRACT_HASH,
     CONTRACT_VERSION,
     DETECTION,
@@ -20,6 +21,7 @@ from keyrail.contract import (
     SENDER_ENTRY,
     SLOT_TAG,
     STATES_PER_WORD,
+    TAG,
     TDC_INPUTS,
     BlockState,
     BoardCode,
@@ -203,6 +205,9 @@ class _Station(wiring.Component):
             former_mode.eq(self.key_mode),
             self.wipe.eq(strobes.wipe | (former_mode != self.key_mode)),
         ]
+        # 0 from a change of the mode until the wipe that follows.
+        self._settled = Signal()
+        m.d.comb += self._settled.eq((former_mode == self.key_mode) & ~self.wipe)
 
         self._toeplitz_working, self._toeplitz_wiped = Signal(), Signal(init=1)
         if sizes.hashes:
@@ -409,15 +414,16 @@ class Receiver(_Station):
         bank, control, memory = self.bank, self.control, self.memory
         values = bank.values
         restart_tags, restart_block = Signal(), Signal()
-        m.d.comb += [
-            restart_tags.eq(bank.strobes.tag_path_reset | self.wipe),
-            restart_block.eq(control.restart | self.wipe),
-        ]
+        # A flip-flop, for the thousands that it resets.
+        m.d.sync += restart_tags.eq(bank.strobes.tag_path_reset | self.wipe)
+        m.d.comb += restart_block.eq(control.restart | self.wipe)
         on_tags, on_block = ResetInserter(restart_tags), ResetInserter(restart_block)
 
         raw = Signal()  # a tag's channel is the key bit: never in key mode
         m.d.comb += raw.eq(values.tag_input.raw & ~self.key_mode)
-        on_raw = ResetInserter(restart_tags | ~raw)
+        restart_raw = Signal(init=1)
+        m.d.sync += restart_raw.eq(bank.strobes.tag_path_reset | self.wipe | ~raw)
+        on_raw = ResetInserter(restart_raw)
         m.submodules.tag_fifo = tag_fifo = TagFifo(1 << self.configuration.tag_fifo_log2)
         m.submodules.t2_encoder = t2_encoder = on_raw(T2Encoder())
         m.submodules.t2_serialiser = t2_serialiser = on_raw(T2Serialiser())
@@ -493,12 +499,17 @@ class Receiver(_Station):
             self._front_end(m, tag_fifo)
         else:
             self._connect(m, self.tags, tag_fifo.i)
-        self._fork(m, tag_fifo.o, (slotter.i, 1), (t2_encoder.i, raw))
+        # What leaves the FIFO comes late in the clock, out of its memory.
+        m.submodules.after_fifo = after_fifo = on_tags(Skid(layout(TAG)))
+        self._connect(m, tag_fifo.o, after_fifo.i)
+        self._fork(m, after_fifo.o, (slotter.i, 1), (t2_encoder.i, raw))
         self._connect(m, t2_encoder.o, t2_serialiser.i)
-        self._connect(m, t2_serialiser.o, self.raw)
+        self._connect(m, t2_serialiser.o, self.raw, raw)
         # Skids keep the ready signals of the path apart.
         m.submodules.after_slotter = after_slotter = on_tags(Skid(layout(SLOT_TAG)))
+        m.submodules.after_histogram = after_histogram = on_tags(Skid(layout(SLOT_TAG)))
         m.submodules.after_blanking = after_blanking = on_tags(Skid(layout(SLOT_TAG)))
+        m.submodules.after_choices = after_choices = on_tags(Skid(layout(CHOSEN_TAG)))
         m.submodules.after_gate = after_gate = on_tags(Skid(layout(GATED_TAG)))
         m.submodules.after_squash = after_squash = on_tags(Skid(layout(DETECTION)))
         self._connect(m, slotter.o, after_slotter.i)
@@ -507,20 +518,24 @@ class Receiver(_Station):
             gaps.tag.eq(histogram.o.payload),
             gaps.valid.eq(histogram.o.valid & histogram.o.ready),
         ]
-        self._connect(m, histogram.o, blanking.i)
+        self._connect(m, histogram.o, after_histogram.i)
+        self._connect(m, after_histogram.o, blanking.i)
         self._connect(m, blanking.o, after_blanking.i)
         self._connect(m, self.basis_choices, choices.words)
         self._connect(m, after_blanking.o, choices.i)
-        self._connect(m, choices.o, gate.i)
+        self._connect(m, choices.o, after_choices.i)
+        self._connect(m, after_choices.o, gate.i)
         self._connect(m, gate.o, after_gate.i)
         # A tag's channel is the key bit: in key mode the tags end in the squash.
-        tags = after_gate.o
+        tags, shows = after_gate.o, Signal()
         m.d.comb += [
             self.gated.payload.eq(_flat(tags.payload)),
-            self.gated.valid.eq(tags.valid & ~self.key_mode),
+            # Nor do those that are on their way as key mode ends.
+            shows.eq(~self.key_mode & self._settled & ~restart_tags),
+            self.gated.valid.eq(tags.valid & shows),
             squash.i.payload.eq(tags.payload),
             squash.i.valid.eq(tags.valid & self.key_mode),
-            tags.ready.eq(Mux(self.key_mode, squash.i.ready, self.gated.ready)),
+            tags.ready.eq(Mux(self.key_mode, squash.i.ready, self.gated.ready & shows)),
             outcomes.group.eq(squash.group),
         ]
         self._connect(m, self.coins, squash.coins)
