@@ -140,7 +140,7 @@ class TagFifo(wiring.Component):
         end = Signal(TIME_BITS)
         m.d.comb += [
             refused.eq((self.refused != 0) & ~sweeping),
-            self.i.ready.eq(~sweeping & ~begin_due & (self.real_time | room)),
+            self.i.ready.eq(~(sweeping | self.flush | begin_due) & (self.real_time | room)),
             taken.eq(self.i.valid & self.i.ready),
             click.eq(taken & (tag.kind == TagKind.CLICK)),
             marker.eq(taken & (tag.kind != TagKind.CLICK)),
