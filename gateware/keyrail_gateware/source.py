@@ -20,7 +20,7 @@ from keyrail.contract import Role as _Role
 from .layouts import fields_layout, layout
 from .ledger import Counts, Ledger
 
-__all__ = ["FED", "GEARS", "LATENCY", "MODULATOR", "Source", "in_sync"]
+__all__ = ["FED", "GEARS", "LATENCY", "MODULATOR", "Source", "frame_mask", "in_sync"]
 
 WORD_BITS = SLOT_BITS - 4
 """Width of the number of a word of sixteen slots."""
@@ -37,9 +37,13 @@ MODULATOR = fields_layout(registers(_Role.SENDER)["modulator_0"].fields)
 """Settings of one modulator output, as in the contract's registers."""
 
 
-def in_sync(word: object, words_log2: object, sync_words: object) -> object:
+def frame_mask(words_log2: object, bits: int) -> object:
+    """Expression: mask of a word's place in its frame of 2^`words_log2` words."""
+    return ((Const(1, 1) << words_log2) - 1)[:bits]
+
+
+def in_sync(word: object, mask: object, sync_words: object) -> object:
     """Expression: 1 where the word of sixteen slots of that number holds sync slots."""
-    mask = ((Const(1, 1) << words_log2) - 1)[: len(word)]
     return (word & mask) < sync_words
 
 
@@ -80,9 +84,10 @@ class Source(wiring.Component):
     paced, clocks
         As above; `clocks` has 4 bits. Constant while `open`.
     first_word, last_word
-        First and last word of the block, 44 bits.
+        First and last word of the block, 44 bits; the first as it was in the clock before `open`.
     words_log2, sync_words
-        6 and 7 bits; `sync_words` of 0: no sync slots. Constant while `open`.
+        6 and 7 bits; `sync_words` of 0: no sync slots. Constant while `open`, and for the two
+        clocks before.
     settings
         Settings of each output (`MODULATOR`).
     samples
@@ -135,10 +140,12 @@ class Source(wiring.Component):
         free, wants, drains, takes = Signal(), Signal(), Signal(), Signal()
         slot, clock = Signal(4), Signal(4)
         slot_ends, word_ends, final = Signal(), Signal(), Signal()
+        # Registers that know a clock ahead: this clock is the slot's last one, and the word's.
+        last_clock, last_of_word = Signal(), Signal()
         m.d.comb += [
             free.eq(~self.fed.valid | self.fed.ready),
-            slot_ends.eq(self.running & (clock == self.clocks)),
-            word_ends.eq(slot_ends & (slot == STATES_PER_WORD - 1)),
+            slot_ends.eq(self.running & last_clock),
+            word_ends.eq(self.running & last_of_word),
             drains.eq(self.ended | self.starved),
             wants.eq(~self.paced | ~begun | (word_ends & ~final)),
             self.words.ready.eq(self.open & (drains | (wants & free))),
@@ -146,17 +153,17 @@ class Source(wiring.Component):
         ]
 
         # Sync slots.
+        # Of the word `following`, known since the clock before; so is the word behind it.
         sync, frame_begins = Signal(), Signal()
+        behind, named = Signal(WORD_BITS), Signal(WORD_BITS)
+        mask, framed = Signal(WORD_BITS), Signal()
         place = Signal(range(SYNC_WORDS))
         published = Array(Const(bits, STATES_PER_WORD) for bits in sync_pattern())
         bits = Signal(STATES_PER_WORD)
         states = Signal(STATE_WORD.used_bits)
         m.d.comb += [
-            sync.eq(in_sync(following, self.words_log2, self.sync_words)),
-            frame_begins.eq(
-                (self.words_log2 != 0) & in_sync(following, self.words_log2, Const(1, 1))
-            ),
-            place.eq(in_mask(following, self.words_log2)),
+            named.eq(Mux(self.open, behind, self.first_word)),
+            place.eq(following & mask),
             bits.eq(published[place]),
             states.eq(
                 Mux(
@@ -170,6 +177,17 @@ class Source(wiring.Component):
             ledger.step["sync"].eq(takes & sync),
             ledger.step["out"].eq(takes & ~sync),
         ]
+        m.d.sync += [
+            mask.eq(frame_mask(self.words_log2, WORD_BITS)),
+            framed.eq(self.words_log2 != 0),
+        ]
+        with m.If(takes | ~self.open):
+            m.d.sync += [
+                following.eq(named),
+                behind.eq(named + 1),
+                sync.eq(in_sync(named, mask, self.sync_words)),
+                frame_begins.eq(framed & ~(named & mask).any()),
+            ]
         with m.If(self.fed.ready):
             m.d.sync += self.fed.valid.eq(0)
         with m.If(takes):
@@ -177,23 +195,36 @@ class Source(wiring.Component):
                 self.fed.valid.eq(1),
                 self.fed.payload.states.eq(states),
                 self.fed.payload.present.eq(~sync),
-                following.eq(following + 1),
                 final.eq(following == self.last_word),
                 begun.eq(1),
             ]
 
         # Slots.
         word, first_of_frame = Signal(STATE_WORD.used_bits), Signal()
+        following_clock, following_slot = Signal(4), Signal(4)
+        m.d.comb += [following_clock.eq(clock + 1), following_slot.eq(slot + 1)]
         with m.If(slot_ends):
-            m.d.sync += [clock.eq(0), slot.eq(slot + 1), word.eq(word >> STATE_BITS)]
+            m.d.sync += [
+                clock.eq(0),
+                slot.eq(following_slot),
+                word.eq(word >> STATE_BITS),
+                last_clock.eq(self.clocks == 0),
+                last_of_word.eq((self.clocks == 0) & (following_slot == STATES_PER_WORD - 1)),
+            ]
         with m.Elif(self.running):
-            m.d.sync += clock.eq(clock + 1)
+            m.d.sync += [
+                clock.eq(following_clock),
+                last_clock.eq(following_clock == self.clocks),
+                last_of_word.eq((following_clock == self.clocks) & (slot == STATES_PER_WORD - 1)),
+            ]
         with m.If(takes & self.paced):
             m.d.sync += [
                 word.eq(states),
                 first_of_frame.eq(frame_begins),
                 slot.eq(0),
                 clock.eq(0),
+                last_clock.eq(self.clocks == 0),
+                last_of_word.eq(0),
                 self.running.eq(1),
             ]
         with m.Elif(word_ends):
@@ -231,7 +262,6 @@ class Source(wiring.Component):
 
         with m.If(~self.open):
             m.d.sync += [
-                following.eq(self.first_word),
                 begun.eq(0),
                 final.eq(0),
                 word.eq(0),
@@ -242,8 +272,3 @@ class Source(wiring.Component):
                 self.fed.payload.eq(0),
             ]
         return m
-
-
-def in_mask(word: object, words_log2: object) -> object:
-    """Expression: number of the word within its frame of 2^words_log2 words."""
-    return word & ((Const(1, 1) << words_log2) - 1)[: len(word)]

@@ -20,7 +20,7 @@ from keyrail.contract import (
 from .layouts import layout
 from .ledger import Counts, Ledger
 from .secret_fifo import SecretFifo
-from .source import FED, in_sync
+from .source import FED, frame_mask, in_sync
 
 __all__ = ["LATENCY", "StateMemory"]
 
@@ -201,6 +201,8 @@ class StateMemory(wiring.Component):
         valid = [Signal(name=f"valid_{i}") for i in range(3)]
         looked, asked_slot = Signal(SLOT_BITS), Signal(SLOT_BITS)
         before, expired, ahead, sync = Signal(), Signal(), Signal(), Signal()
+        mask = Signal(SLOT_BITS - _INDEX_BITS)
+        m.d.sync += mask.eq(frame_mask(self.words_log2, len(mask)))
         kind, kind_2 = Signal(_Kind), Signal(_Kind)
         index, index_2 = Signal(_INDEX_BITS), Signal(_INDEX_BITS)
         absent, absent_2 = Signal(), Signal()
@@ -209,7 +211,7 @@ class StateMemory(wiring.Component):
             before.eq(looked < self.first_state),
             expired.eq(looked < oldest),
             ahead.eq(looked >= newest),
-            sync.eq(in_sync(looked[_INDEX_BITS:], self.words_log2, self.sync_words)),
+            sync.eq(in_sync(looked[_INDEX_BITS:], mask, self.sync_words)),
             read.en.eq(advance),
             read.addr.eq(looked[_INDEX_BITS:]),
         ]

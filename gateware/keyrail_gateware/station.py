@@ -17,6 +17,8 @@ from keyrail.contract import (
     GATED_TAG,
     GATEWARE_VERSION,
     MAGIC,
+    MISSED_SLOT,
+    RECALLED,
     RECEIVER_ENTRY,
     SENDER_ENTRY,
     SLOT_TAG,
@@ -757,8 +759,12 @@ class Sender(_Station):
         self._common(m)
         bank, control, memory = self.bank, self.control, self.memory
         values, status, sizes = bank.values, bank.status, self.configuration
-        restart_block = Signal()
-        m.d.comb += restart_block.eq(control.restart | self.wipe)
+        # Each goes to a great many places: from flip-flops, a clock later, both alike.
+        restart_block, opened = Signal(), Signal()
+        m.d.sync += [
+            restart_block.eq(control.restart | self.wipe),
+            opened.eq(control.open),
+        ]
         on_block = ResetInserter(restart_block)
 
         m.submodules.source = source = on_block(Source(sizes.gear, sizes.modulators))
@@ -774,10 +780,12 @@ class Sender(_Station):
         frame = Signal(values.source_frame.shape())
         with m.If(~control.open):
             m.d.sync += [settings.eq(values.source), frame.eq(values.source_frame)]
+        on_memory = ResetInserter(restart_block | control.wipe_memory)
+        m.submodules.entry_skid = entry = on_memory(Skid(layout(SENDER_ENTRY)))
         first_slot, last_slot = values.states_first_slot.value, values.block_last_slot.value
         index_bits = STATES_PER_WORD.bit_length() - 1
         m.d.comb += [
-            source.open.eq(control.open),
+            source.open.eq(opened),
             source.paced.eq(settings.paced),
             source.clocks.eq(settings.clocks),
             source.first_word.eq(first_slot[index_bits:]),
@@ -794,7 +802,7 @@ class Sender(_Station):
             generator.signal.eq(values.generator_bias.signal),
             generator.nonce.eq(values.generator_nonce.value),
             generator.wipe.eq(self.wipe),
-            states.open.eq(control.open),
+            states.open.eq(opened),
             states.recall.eq(settings.recall | settings.generator),
             states.stopped.eq(source.ended | source.starved),
             states.words_log2.eq(frame.words_log2),
@@ -817,8 +825,8 @@ class Sender(_Station):
                 Mux(values.source.generator, Randomness.GENERATOR, values.source.label)
             ),
             self.modulators.eq(source.samples.as_value()),
-            sifter.exhausted.eq(memory.done),
-            control.pass_done.eq(memory.done),
+            sifter.exhausted.eq(memory.done & ~entry.o.valid),
+            control.pass_done.eq(memory.done & ~entry.o.valid),
         ]
         for index in range(sizes.modulators):
             setting = values[f"modulator_{index}"]
@@ -827,6 +835,9 @@ class Sender(_Station):
                 self.fine_delays.word_select(index, 7).eq(setting.fine),
             ]
 
+        # Skids keep the ready signals of look-up and generator apart.
+        m.submodules.missed_skid = missed = on_memory(Skid(layout(MISSED_SLOT)))
+        m.submodules.recalled_skid = recalled = on_memory(Skid(layout(RECALLED)))
         by_generator = settings.generator
         m.d.comb += [
             source.words.payload.as_value().eq(
@@ -835,25 +846,28 @@ class Sender(_Station):
             source.words.valid.eq(Mux(by_generator, generator.words.valid, self.states.valid)),
             generator.words.ready.eq(source.words.ready & by_generator),
             self.states.ready.eq(source.words.ready & ~by_generator),
-            generator.missed.payload.eq(states.missed.payload),
-            generator.missed.valid.eq(states.missed.valid & by_generator),
-            self.missed.payload.eq(states.missed.payload.as_value()),
-            self.missed.valid.eq(states.missed.valid & ~by_generator),
-            states.missed.ready.eq(Mux(by_generator, generator.missed.ready, self.missed.ready)),
-            states.recalled.payload.as_value().eq(
+            generator.missed.payload.eq(missed.o.payload),
+            generator.missed.valid.eq(missed.o.valid & by_generator),
+            self.missed.payload.eq(missed.o.payload.as_value()),
+            self.missed.valid.eq(missed.o.valid & ~by_generator),
+            missed.o.ready.eq(Mux(by_generator, generator.missed.ready, self.missed.ready)),
+            recalled.i.payload.as_value().eq(
                 Mux(by_generator, generator.recalled.payload.as_value(), self.recalled.payload)
             ),
-            states.recalled.valid.eq(
-                Mux(by_generator, generator.recalled.valid, self.recalled.valid)
+            recalled.i.valid.eq(
+                Mux(by_generator, generator.recalled.valid, self.recalled.valid) & opened
             ),
-            generator.recalled.ready.eq(states.recalled.ready & by_generator),
-            self.recalled.ready.eq(states.recalled.ready & ~by_generator),
+            generator.recalled.ready.eq(recalled.i.ready & by_generator & opened),
+            self.recalled.ready.eq(recalled.i.ready & ~by_generator & opened),
         ]
+        self._connect(m, states.missed, missed.i)
+        self._connect(m, recalled.o, states.recalled)
         self._connect(m, self.generator_key, generator.key)
         self._connect(m, source.fed, states.states)
         self._connect(m, self.announcements, states.lookup)
         self._connect(m, states.entry, memory.i)
-        self._connect(m, memory.o, sifter.entry, control.basis)
+        self._connect(m, memory.o, entry.i, control.basis)
+        self._connect(m, entry.o, sifter.entry, control.basis)
         self._connect(m, self.bases, sifter.basis, control.basis)
         self._connect(m, sifter.reply, self.replies)
         self._connect(m, sifter.sifted, tally.i)

@@ -38,7 +38,8 @@ def set_up(dut, twin, first_word, clocks=1, modulators=()):
 
 
 async def open_block(dut):
-    await FallingEdge(dut.clk)  # the number of the first word is taken while it is not open
+    for _ in range(3):  # first word and frame are taken while it is not open
+        await FallingEdge(dut.clk)
     dut.open.value = 1
 
 
