@@ -759,11 +759,13 @@ class Sender(_Station):
         self._common(m)
         bank, control, memory = self.bank, self.control, self.memory
         values, status, sizes = bank.values, bank.status, self.configuration
-        # Each goes to a great many places: from flip-flops, a clock later, both alike.
-        restart_block, opened = Signal(), Signal()
+        # Each goes to a great many places, so it comes from a flip-flop. A block opens for the
+        # source once that has taken in first word and frame, after its restart.
+        restart_block, opened, settling = Signal(), Signal(), Signal(2)
         m.d.sync += [
             restart_block.eq(control.restart | self.wipe),
-            opened.eq(control.open),
+            settling.eq(Mux(control.open, Cat(1, settling[0]), 0)),
+            opened.eq(control.open & settling[1]),
         ]
         on_block = ResetInserter(restart_block)
 

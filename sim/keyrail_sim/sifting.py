@@ -494,6 +494,7 @@ def latencies() -> dict[str, int]:
         entry = zeros(board.streams["block_in"].record, 1)
         sender.command(BlockCommand.CLOSE, BlockCommand.BASES)
         board.send("block_in", entry)
+        board.run()
         board.send("bases", zeros(BASIS, 1))
         found["basis to reply"] = sender.until("replies")
         sender.start(1 << 20, recall=1)
@@ -527,6 +528,7 @@ def latencies() -> dict[str, int]:
         board.write("block_command", BlockCommand.RESOLVE)
         board.run()
         board.send("block_in", entries)
+        board.run()
         reply = zeros(REPLY, 1)
         reply["keep"] = reply["opened"] = 1
         board.send("replies", reply)

@@ -565,6 +565,34 @@ def test_states_of_the_generator_are_made_again(kind):
     assert (announced[~sync] < slots - (1 << 17)).sum() > 50
 
 
+def test_a_paced_source_ends_with_its_block():
+    """A block that begins anywhere: its sync slots and its last slot are where they belong."""
+    first, words = 16 * 7, 20
+    states = np.full(16 * words, 7, np.uint8)
+    with keyrail.open("sim:alice") as alice:
+        alice.write("mode", Mode.KEY)
+        alice.run()
+        for _ in range(2):
+            alice.write("states_first_slot", first)
+            alice.write("block_first_slot", first)
+            alice.write("block_last_slot", first + 16 * words - 1)
+            alice.write("source_frame", words_log2=3, sync_words=2)
+            alice.write("source", paced=1)
+            alice.write("block_command", BlockCommand.OPEN)
+            alice.send("states", state_words(states))
+            alice.run()
+            status = alice.read_fields("source_status")
+            assert (status["ended"], status["starved"]) == (1, 0)
+            # Words 8, 9, 16, 17, 24 and 25 of 7 to 26.
+            assert alice.ledger("source") == {"in": 20, "out": 14, "sync": 6, "surplus": 0}
+            announced = first + np.arange(16 * words)
+            alice.send("announcements", announcements(announced, first))
+            alice.run()
+            assert alice.ledger("state_memory")["absent"] == 16 * 6
+            alice.write("block_command", BlockCommand.DISCARD)
+            alice.run()
+
+
 def test_a_paced_source_starves_and_stops_the_block():
     """Nothing that was not emitted is answered, and the next block begins anew."""
     rng = np.random.default_rng(10)
