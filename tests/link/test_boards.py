@@ -586,7 +586,7 @@ def test_a_paced_source_ends_with_its_block():
             # Words 8, 9, 16, 17, 24 and 25 of 7 to 26.
             assert alice.ledger("source") == {"in": 20, "out": 14, "sync": 6, "surplus": 0}
             announced = first + np.arange(16 * words)
-            alice.send("announcements", announcements(announced, first))
+            alice.send("announcements", announcements(announced - first))
             alice.run()
             assert alice.ledger("state_memory")["absent"] == 16 * 6
             alice.write("block_command", BlockCommand.DISCARD)
