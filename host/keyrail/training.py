@@ -22,6 +22,8 @@ from keyrail.errors import KeyrailError
 _DOMAIN = b"keyrail training pattern 1"
 FALSE_ALARM = 1e-6
 """Chance, over all that is tried, that noise alone passes for the pattern."""
+MOST_CLICKS = 1 << 15
+"""Candidates of the period are tried for no more clicks than this: it would take long."""
 
 
 class TrainingError(KeyrailError):
@@ -226,6 +228,8 @@ def _among_dark_counts(
     Of each only the clicks where its pulses would lie are correlated. The chance that noise passes
     is shared out among them, the likelier ones taking more: together half of `FALSE_ALARM`.
     """
+    if len(times) > MOST_CLICKS:
+        raise error
     begin = int(times[0])
     relative = times - begin
     # A correlation at every offset there is takes long.
