@@ -31,12 +31,12 @@ _STEP = 0x9E37_79B9_7F4A_7C15
 class _Device:
     """The traffic generator on the bus, its streams by name."""
 
-    def __init__(self, bus: UsbBus) -> None:
+    def __init__(self, bus: UsbBus, role: Role = ROLE, names: tuple[str, ...] = NAMES) -> None:
         self.bus = bus
-        described = {name: s for name, s in streams(ROLE).items() if name in NAMES}
+        described = {n: s for n, s in streams(role).items() if not names or n in names}
         self.place = {name: 16 * i for i, name in enumerate(described)}
         self.bytes = {name: s.record.bytes for name, s in described.items()}
-        self.address = {name: endpoints(ROLE)[name] for name in described}
+        self.address = {name: endpoints(role)[name] for name in described}
         self.to_host = [n for n, s in described.items() if s.direction is Direction.TO_HOST]
         self.to_board = [n for n in described if n not in self.to_host]
         bus.plug()
@@ -162,6 +162,24 @@ def _latency(device: _Device, flush_us: int, tries: int) -> dict[str, Any]:
     }
 
 
+def _station(role: Role) -> list[dict[str, Any]]:
+    """Every stream of a station at once: all of them full, then starved ones among them."""
+    results = []
+    with UsbBus("traffic", role) as bus:
+        device = _Device(bus, role, ())
+        everything = [*device.to_host, *device.to_board]
+        # One record in some 2,000 clocks: partly filled packets and NAK from half of the streams.
+        slow = dict.fromkeys(everything[::2], 32)
+        for case, shares, damage in (
+            ("all streams", {}, 0.0),
+            ("all streams, every other one slow", slow, 0.0),
+            ("all streams, 1 % of packets damaged", {}, 0.01),
+        ):
+            row = {"case": case, "endpoints": len(everything)}
+            results.append({**row, **_stream(device, everything, shares, damage)})
+    return results
+
+
 def figure() -> dict[str, Any]:
     """Streams alone and together, over the host's delays, starvation, damage; latency."""
     results: list[dict[str, Any]] = []
@@ -195,6 +213,7 @@ def figure() -> dict[str, Any]:
             measure("all streams, damaged packets", everything, damage=damage)
         latency = [_latency(device, flush_us, 15) for flush_us in (USB_FLUSH_US, 1_000, 250)]
         slowest = bus.slowest
+    stations = {role.name.lower(): _station(role) for role in Role}
     return {
         "device": f"USB core with the streams {', '.join(NAMES)}, ULPI at 60 MHz, station at "
         "100 MHz; records are compared at both ends",
@@ -205,4 +224,5 @@ def figure() -> dict[str, Any]:
         "device_turnaround_bits": 8 * slowest,
         "results": results,
         "latency": latency,
+        "stations": stations,
     }
