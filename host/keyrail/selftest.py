@@ -22,7 +22,6 @@ from keyrail import t2, tag_input, tag_path
 from keyrail.board import Board, BoardError
 from keyrail.board_hash import engine_sizes, hash_on_board
 from keyrail.contract import (
-    ANNOUNCEMENT,
     CURRENT_SAMPLE,
     GATE_WINDOWS,
     PERIOD_FRACTION_BITS,
@@ -45,7 +44,7 @@ from keyrail.errors import ContractMismatch, KeyrailError
 from keyrail.layouts import Structured, zeros
 from keyrail.source import state_words
 from keyrail.state_copy import StateCopy
-from keyrail.station import announced_slots
+from keyrail.station import announced_slots, announcement_records
 from keyrail.usb import Unplugged
 
 __all__ = ["Check", "Outcome", "SelfTest", "run"]
@@ -495,7 +494,7 @@ def _sender_block(bench: _Bench) -> str:
     early = np.arange(RECALLED_SLOTS) * 15
     late = slots - SLOTS + np.cumsum(1 + _bits("late", SLOTS // 2).astype(np.int64))
     announced = np.concatenate([early, late, [slots - 1]])
-    bench.send("announcements", _announcements(announced))
+    bench.send("announcements", announcement_records(announced, 0))
     board.run()
     missed = bench.expect("missed", slot=early)
     bench.send("recalled", copy.answer(missed["slot"].astype(np.int64)))
@@ -521,19 +520,6 @@ def _sender_block(bench: _Bench) -> str:
         f"{slots:,} states, {len(known)} looked up, {len(early)} of them recalled, "
         f"{int(keep.sum())} sifted, each as it must be"
     )
-
-
-def _announcements(slots: npt.NDArray[np.int64]) -> Structured:
-    """Slots as the receiver announces them, in a block that begins at slot 0."""
-    words: list[tuple[int, int]] = []
-    for difference in np.diff(slots, prepend=0).tolist():
-        parts = [difference >> 15 * k & 0x7FFF for k in range(4)]
-        while len(parts) > 1 and parts[-1] == 0:
-            parts.pop()
-        words += [(part, int(k > 0)) for k, part in reversed(list(enumerate(parts)))]
-    records = zeros(ANNOUNCEMENT, len(words))
-    records["difference"], records["more"] = np.array(words).T
-    return records
 
 
 _CABLE = "check cable, hub and power; then `keyrail devices`"
