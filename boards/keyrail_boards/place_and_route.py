@@ -53,6 +53,7 @@ __all__ = [
     "place",
     "place_and_route",
     "require_tools",
+    "run_nextpnr",
     "run_tool",
     "step",
     "synthesise",
@@ -867,7 +868,7 @@ def _options(
     return options
 
 
-def _run_nextpnr(device: Device, options: list[str], design: Path, work: Path, log: str) -> float:
+def run_nextpnr(device: Device, options: list[str], design: Path, work: Path, log: str) -> float:
     """Run nextpnr on a design in a folder of its own; the seconds that it took."""
     # The tool sees no folder but its own.
     shutil.copyfile(design, work / "design.json")
@@ -913,7 +914,7 @@ def place(
         with filling(folder) as work, step(progress, f"placing on {device.name}, seed {seed}"):
             written = ["--no-route", "--write", "placed.json"]
             design = netlist.folder / "netlist.json"
-            seconds = _run_nextpnr(device, [*options, *written], design, work, "place.log")
+            seconds = run_nextpnr(device, [*options, *written], design, work, "place.log")
             (work / "seconds").write_text(f"{seconds:.1f}")
     return folder
 
@@ -990,7 +991,7 @@ def place_and_route(
         with filling(folder) as work:
             with step(progress, f"{doing} on {device.name}, seed {seed}"):
                 written = ["--report", "report.json", "--write", "routed.json"]
-                seconds = _run_nextpnr(
+                seconds = run_nextpnr(
                     device, [*options, *written], before / source, work, "nextpnr.log"
                 )
             if not details:
