@@ -184,7 +184,7 @@ def test_streams_of_the_other_role_or_direction_are_refused(boards):
 def test_unplugged_and_plugged_in_again(boards):
     """What came is kept, every stream ends with an error, and a new segment begins."""
     bob = boards["bob"]
-    if not hasattr(bob, "unplug"):
+    if not bob.name.startswith("sim-usb:"):
         pytest.skip(f"{bob.name} has no cable")
     record(bob, 3)
     bob.send("tags", tag_path.tag_records(*clicks(4, 300)))
