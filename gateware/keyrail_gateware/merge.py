@@ -19,6 +19,7 @@ from keyrail.contract import (
 from .condition import event_layout
 from .layouts import layout
 from .ledger import Counts, Ledger
+from .skid import Skid
 
 FALLING, UNCALIBRATED = 16, 32
 """Added to the channel of an event."""
@@ -97,33 +98,21 @@ class MergeTree(wiring.Component):
         return m
 
     def _node(self, m: Module, a: object, b: object, name: str) -> object:
-        out = stream.Signature(bounded_layout(self.time_bits)).create(path=(name,))
-        first, known, comes = (Signal(name=f"{name}_{x}") for x in ("first", "known", "comes"))
-        # An event taken while the one before waits: so that taking goes by a flip-flop.
-        behind = Signal(bounded_layout(self.time_bits), name=f"{name}_behind")
-        full = Signal(name=f"{name}_full")
-        chosen = Signal.like(behind, name=f"{name}_chosen")
+        first, known = (Signal(name=f"{name}_{x}") for x in ("first", "known"))
+        # It takes an event while the one before waits, and passes bounds without events too.
+        m.submodules[name] = node = Skid(bounded_layout(self.time_bits))
+        chosen = node.i.payload
         m.d.comb += [
             known.eq(a.payload.known & b.payload.known),
             first.eq(~(b.payload.time - a.payload.time)[self.time_bits - 1]),
             chosen.eq(Mux(first, a.payload, b.payload)),
             chosen.known.eq(known),
-            comes.eq(known & Mux(first, a.valid, b.valid)),
-            a.ready.eq(~full & known & first),
-            b.ready.eq(~full & known & ~first),
+            node.i.valid.eq(known & Mux(first, a.valid, b.valid)),
+            a.ready.eq(node.i.ready & known & first),
+            b.ready.eq(node.i.ready & known & ~first),
         ]
-        with m.If(~full):
-            m.d.sync += behind.eq(chosen)
-        with m.If(~out.valid | out.ready):
-            m.d.sync += full.eq(0)
-            with m.If(full):
-                m.d.sync += [out.payload.eq(behind), out.valid.eq(1)]
-            with m.Else():
-                m.d.sync += [out.payload.eq(chosen), out.valid.eq(comes)]
-        with m.Elif(comes & ~full):
-            m.d.sync += full.eq(1)
-        self._nodes.append((out, behind, full, (a, b)))
-        return out
+        self._nodes.append((node.o, node.held, node.full, (a, b)))
+        return node.o
 
     def _properties(self, m: Module) -> None:
         """What is proven of it, for any times and any back-pressure."""

@@ -21,17 +21,23 @@ class Skid(wiring.Component):
     Members
     -------
     i, o
-        Streams of `shape`.
+        Streams of `shape`. What is offered on `i` stands on `o.payload` a clock later, valid or
+        not, unless the output waits.
+
+    Attributes
+    ----------
+    held, full
+        A record taken while the output waited, and whether there is one.
     """
 
     def __init__(self, shape: object):
-        self._shape = shape
+        # A record taken while the output waited, if it is full.
+        self.held, self.full = Signal(shape), Signal()
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        # A record taken while the output waited, if it is full.
-        held, full = Signal(self._shape), Signal()
+        held, full = self.held, self.full
         m.d.comb += self.i.ready.eq(~full)
         with m.If(~full):
             m.d.sync += held.eq(self.i.payload)
