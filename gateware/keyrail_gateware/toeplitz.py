@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Privacy amplification: the Toeplitz hash of a key, all memory on the chip."""
 
-from functools import reduce
+from functools import partial, reduce
 from operator import or_, xor
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, ValueLike
@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import ToeplitzError
 
-from .toeplitz_product import RegisterCopy, ToeplitzProduct
+from .toeplitz_product import ToeplitzProduct, register_copies
 
 __all__ = ["Toeplitz", "ToeplitzProduct", "ToeplitzState", "split_over_blocks"]
 
@@ -263,15 +263,7 @@ class Toeplitz(wiring.Component):
         window_write = [one.write_port() for one in windows]
         window_read = [one.read_port(domain="comb") for one in windows]
 
-        def copies(name: str, value: ValueLike, count: int) -> list[Value]:
-            """The value one clock later, in registers of their own for so many places."""
-            made = []
-            for i in range(count):
-                copy = RegisterCopy(len(Value.cast(value)))
-                m.submodules[f"{name}_register_copy_{i}"] = copy
-                m.d.comb += copy.i.eq(value)
-                made.append(copy.o)
-            return made
+        copies = partial(register_copies, m)
 
         def over_block(name: str, bit: ValueLike) -> Value:
             """A bit one clock later, once for each bit of a block."""

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Product of a held Toeplitz matrix and a vector, one vector a clock: the core of the hash."""
 
-from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.hdl import Cat, Module, Signal, Value, ValueLike
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["ToeplitzProduct", "diagonal_parts", "joined", "vector_parts"]
+__all__ = [
+    "ToeplitzProduct",
+    "diagonal_parts",
+    "joined",
+    "register_copies",
+    "vector_parts",
+]
 
 
 def vector_parts(x: Value, levels: int) -> list[Value]:
@@ -63,6 +69,17 @@ class RegisterCopy(wiring.Component):
         m.d.sync += copy.eq(self.i)
         m.d.comb += self.o.eq(copy)
         return m
+
+
+def register_copies(m: Module, name: str, value: ValueLike, count: int) -> list[Value]:
+    """The value one clock later, in a `RegisterCopy` for each of so many places."""
+    made: list[Value] = []
+    for i in range(count):
+        copy = RegisterCopy(len(Value.cast(value)))
+        m.submodules[f"{name}_register_copy_{i}"] = copy
+        m.d.comb += copy.i.eq(value)
+        made.append(copy.o)
+    return made
 
 
 class ToeplitzSums(wiring.Component):
@@ -331,12 +348,8 @@ class ToeplitzProduct(wiring.Component):
             choosing = []
             for name, third in (("below", 1), ("above", 2)):
                 bit = Cat(track[-2][i] for i in index if i // group % 3 == third).any()
-                made = []
-                for i in range(-(-width // 64)):
-                    m.submodules[f"{name}_{level}_register_copy_{i}"] = copy = RegisterCopy()
-                    m.d.comb += copy.i.eq(bit)
-                    made.append(copy.o.replicate(64))
-                choosing.append(Cat(made)[: width - 1])
+                made = register_copies(m, f"{name}_{level}", bit, -(-width // 64))
+                choosing.append(Cat(one.replicate(64) for one in made)[: width - 1])
             diagonals = Signal(width - 1, name=f"diagonals_{level}", reset_less=True)
             m.d.sync += diagonals.eq(
                 choices[0] ^ (former[width:] & choosing[0]) ^ (former[: width - 1] & choosing[1])
