@@ -59,8 +59,7 @@ test-sim-usb: env ## The host library on whole stations behind their USB cores (
 	KEYRAIL_SIM_USB=1 $(RUN)pytest tests/link/test_every_board.py
 
 fuzz-link: env ## 10^5 mutated frames against two stations, write docs/figures/fuzz_link.json (some minutes).
-	$(RUN)python -m keyrail_sim.figures fuzz_link > docs/figures/fuzz_link.json.new
-	mv docs/figures/fuzz_link.json.new docs/figures/fuzz_link.json
+	$(call simulated,fuzz_link)
 
 lint: env ## Check style, types and generated files.
 	$(RUN)ruff check .
@@ -77,34 +76,37 @@ contract: env ## Write the views of the contract: C header and register chapter.
 	$(RUN)python -m keyrail.contract.render header > firmware/keyrail_contract.h
 	$(RUN)python -m keyrail.contract.render manual > docs/registers.md
 
+# A figure that simulation measures, whole or as it was, and its page.
+define simulated
+$(RUN)python -m keyrail_sim.figures $(1) > docs/figures/$(1).json.new
+	mv docs/figures/$(1).json.new docs/figures/$(1).json
+endef
+define page
+$(RUN)python -m keyrail_sim.figures table docs/figures/$(1).json > docs/figures/$(1).md
+endef
+
 figure-%: env ## Measure and write docs/figures/NAME.json (simulation).
-	$(RUN)python -m keyrail_sim.figures $* > docs/figures/$*.json.new
-	mv docs/figures/$*.json.new docs/figures/$*.json
+	$(call simulated,$*)
 
 figure-toeplitz_host: env ## Time the Toeplitz hash of the control PC, write docs/figures/toeplitz_host.json.
-	$(RUN)python -m keyrail_sim.figures toeplitz_host > docs/figures/toeplitz_host.json.new
-	mv docs/figures/toeplitz_host.json.new docs/figures/toeplitz_host.json
-	$(RUN)python -m keyrail_sim.figures table docs/figures/toeplitz_host.json > docs/figures/toeplitz_host.md
+	$(call simulated,toeplitz_host)
+	$(call page,toeplitz_host)
 
 figure-sifting: env ## 10^8 slots through both boards, frames lost at random (an hour at most).
-	$(RUN)python -m keyrail_sim.figures sifting > docs/figures/sifting.json.new
-	mv docs/figures/sifting.json.new docs/figures/sifting.json
-	$(RUN)python -m keyrail_sim.figures table docs/figures/sifting.json > docs/figures/sifting.md
+	$(call simulated,sifting)
+	$(call page,sifting)
 
 figure-sifting_rates: env ## Rates and latencies of sifting, write docs/figures/sifting_rates.json, .md and .svg.
-	$(RUN)python -m keyrail_sim.figures sifting_rates > docs/figures/sifting_rates.json.new
-	mv docs/figures/sifting_rates.json.new docs/figures/sifting_rates.json
-	$(RUN)python -m keyrail_sim.figures table docs/figures/sifting_rates.json > docs/figures/sifting_rates.md
+	$(call simulated,sifting_rates)
+	$(call page,sifting_rates)
 	$(RUN)python -m keyrail_sim.figures plot sifting_rates docs/figures/sifting_rates.json docs/figures/sifting_rates.svg
 
 figure-decode: env ## Decoding of T2 records beside ptufile and tttrlib, write docs/figures/decode.json.
-	$(RUN)python -m keyrail_sim.figures decode > docs/figures/decode.json.new
-	mv docs/figures/decode.json.new docs/figures/decode.json
-	$(RUN)python -m keyrail_sim.figures table docs/figures/decode.json > docs/figures/decode.md
+	$(call simulated,decode)
+	$(call page,decode)
 
 figure-acquisition: env ## Success rate of the acquisition, write docs/figures/acquisition.json and .svg.
-	$(RUN)python -m keyrail_sim.figures acquisition > docs/figures/acquisition.json.new
-	mv docs/figures/acquisition.json.new docs/figures/acquisition.json
+	$(call simulated,acquisition)
 	$(RUN)python -m keyrail_sim.figures plot acquisition docs/figures/acquisition.json docs/figures/acquisition.svg
 
 pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toeplitz.json.
