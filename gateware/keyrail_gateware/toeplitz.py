@@ -18,6 +18,9 @@ __all__ = ["Toeplitz", "ToeplitzProduct", "ToeplitzState", "split_over_blocks"]
 WORD = 64
 """Bits of a word of the engine's streams."""
 
+_KEY_CUT, _SUM_CUT = 90, 180
+"""Bits of a block in one memory: multiples of what a block RAM holds, 5 of them on the ECP5."""
+
 WORD_LAYOUT = data.StructLayout({"word": WORD, "last": 1})
 
 
@@ -253,13 +256,27 @@ class Toeplitz(wiring.Component):
             m.submodules[name] = made
             return made
 
-        key_memories = [memory(f"key_{i}", width, columns_most * buffers) for i in range(banks)]
-        sum_memories = [memory(f"sum_{i}", width, rows_most) for i in range(banks)]
+        # Blocks are cut, so that a register of an address serves few block RAMs, close together.
+        def cut(bits: int) -> list[slice]:
+            return [slice(low, min(low + bits, width)) for low in range(0, width, bits)]
+
+        def banked(name: str, cuts: list[slice], depth: int) -> list[list[Memory]]:
+            return [
+                [
+                    memory(f"{name}_{i}_{j}", one.stop - one.start, depth)
+                    for j, one in enumerate(cuts)
+                ]
+                for i in range(banks)
+            ]
+
+        key_cuts, sum_cuts = cut(_KEY_CUT), cut(_SUM_CUT)
+        key_memories = banked("key", key_cuts, columns_most * buffers)
+        sum_memories = banked("sum", sum_cuts, rows_most)
         windows = [memory(f"window_{i}", WORD, window_depth) for i in range(chunks)]
-        key_write = [one.write_port() for one in key_memories]
-        key_read = [one.read_port() for one in key_memories]
-        sum_write = [one.write_port() for one in sum_memories]
-        sum_read = [one.read_port() for one in sum_memories]
+        key_write = [[one.write_port() for one in bank] for bank in key_memories]
+        key_read = [[one.read_port() for one in bank] for bank in key_memories]
+        sum_write = [[one.write_port() for one in bank] for bank in sum_memories]
+        sum_read = [[one.read_port() for one in bank] for bank in sum_memories]
         window_write = [one.write_port() for one in windows]
         window_read = [one.read_port(domain="comb") for one in windows]
 
@@ -447,10 +464,13 @@ class Toeplitz(wiring.Component):
             Cat(copies(f"put_{i}", Cat(accepts & chunk[i], accepts & chunk_first), 1))
             for i in range(chunks)
         ]
+        # No word is accepted as a sweep begins, so none is put where it empties.
+        sweep_begins = Signal()
+        empty = copies("empty", sweep_begins | wiping, chunks)
         for i, put in enumerate(puts):
             with m.If(put[0]):
                 m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(key_word)
-            with m.Elif(put[1]):
+            with m.If(empty[i] | (put[1] & ~put[0])):
                 m.d.sync += gather[i * WORD : (i + 1) * WORD].eq(0)
         with m.If(accepts):
             m.d.sync += [
@@ -762,12 +782,12 @@ class Toeplitz(wiring.Component):
             m.d.sync += masks[-1].eq(masks[-2])
         key_column = Signal(range(columns_most * buffers), reset_less=True)
         m.d.sync += key_column.eq(Cat(column, buffer) & ~wiping.replicate(32))
-        key_address = copies("key_address", key_column, banks)
-        for i, port in enumerate(key_read):
+        for i, ports in enumerate(key_read):
             # Without reset, and read at every clock: the register that block RAM brings along.
             raw.append(Signal(width, name=f"key_block_{i}", reset_less=True))
-            m.d.comb += port.addr.eq(key_address[i])
-            m.d.sync += raw[-1].eq(port.data)
+            at = copies(f"key_address_{i}", key_column, len(ports))
+            m.d.comb += [port.addr.eq(one) for port, one in zip(ports, at, strict=True)]
+            m.d.sync += raw[-1].eq(Cat(port.data for port in ports))
         # Sums of pairs first: what is masked and added is one look-up table a bit.
         masked = [one & over_block(f"input_mask_{i}", masks[-1][i]) for i, one in enumerate(raw)]
         pairs = []
@@ -823,20 +843,21 @@ class Toeplitz(wiring.Component):
         m.d.sync += addend.eq(((gathered & gathers) | (product.y & ~gathers)) & ~nothing)
         sum_words = []
         sum_addresses = copies("sum_address", sum_next, banks)
-        read_addresses = copies("read_address", read_next, banks)
-        for i, (source, sink) in enumerate(zip(sum_read, sum_write, strict=True)):
+        for i, (sources, sinks) in enumerate(zip(sum_read, sum_write, strict=True)):
             sum_word = Signal(width, name=f"sum_block_{i}", reset_less=True)
-            m.d.sync += sum_word.eq(source.data)
+            m.d.sync += sum_word.eq(Cat(source.data for source in sources))
             written = Signal(width, name=f"written_{i}", reset_less=True)
-            (address_late,) = copies(f"late_sum_address_{i}", sum_addresses[i], 1)
-            (enable_late,) = copies(f"late_sum_enable_{i}", sum_enable[i], 1)
             m.d.sync += written.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend)
-            m.d.comb += [
-                source.addr.eq(read_addresses[i]),
-                sink.addr.eq(address_late),
-                sink.en.eq(enable_late),
-                sink.data.eq(written),
-            ]
+            read_at = copies(f"read_address_{i}", read_next, len(sources))
+            write_at = copies(f"late_sum_address_{i}", sum_addresses[i], len(sinks))
+            enables = copies(f"late_sum_enable_{i}", sum_enable[i], len(sinks))
+            for j, one in enumerate(sum_cuts):
+                m.d.comb += [
+                    sources[j].addr.eq(read_at[j]),
+                    sinks[j].addr.eq(write_at[j]),
+                    sinks[j].en.eq(enables[j]),
+                    sinks[j].data.eq(written[one]),
+                ]
             sum_words.append(sum_word)
 
         # The identity's part of the key: first content of the sums, behind the output.
@@ -947,14 +968,15 @@ class Toeplitz(wiring.Component):
         late_address = Signal.like(key_write_address)
         late_enable = Signal.like(key_write_enable)
         m.d.sync += [late_address.eq(key_write_address), late_enable.eq(key_write_enable)]
-        write_addresses = copies("key_write_address", late_address, banks)
-        for i, port in enumerate(key_write):
-            (enable,) = copies(f"key_write_enable_{i}", late_enable[i], 1)
-            m.d.comb += [
-                port.addr.eq(write_addresses[i]),
-                port.data.eq(gathered),
-                port.en.eq(enable),
-            ]
+        for i, ports in enumerate(key_write):
+            write_at = copies(f"key_write_address_{i}", late_address, len(ports))
+            enables = copies(f"key_write_enable_{i}", late_enable[i], len(ports))
+            for j, one in enumerate(key_cuts):
+                m.d.comb += [
+                    ports[j].addr.eq(write_at[j]),
+                    ports[j].data.eq(gathered[one]),
+                    ports[j].en.eq(enables[j]),
+                ]
         # It stays pending until done, which keeps the key from coming in.
         sweep_ends = Signal()
         m.d.sync += [
@@ -962,8 +984,9 @@ class Toeplitz(wiring.Component):
             sweep_waits.eq(sweep_pending & ~in_identity),
         ]
         # `sweep_waits` is a clock old; once the identity part comes in, `gather` is no longer free.
-        with m.If(sweep_waits & ~in_identity & ~sweeping & ~full & chunk_first):
-            m.d.sync += [sweeping.eq(1), gather.eq(0), sweep.eq(0)]
+        m.d.comb += sweep_begins.eq(sweep_waits & ~in_identity & ~sweeping & ~full & chunk_first)
+        with m.If(sweep_begins):
+            m.d.sync += [sweeping.eq(1), sweep.eq(0)]
         with m.If(sweeping):
             m.d.sync += [
                 sweep.eq(sweep + 1),
@@ -1113,7 +1136,6 @@ class Toeplitz(wiring.Component):
                 product.load.eq(flush == 4),
             ]
             m.d.sync += [
-                gather.eq(0),
                 fingerprint.eq(0),
                 window_address.eq(sweep),
                 seed_word.eq(0),
