@@ -857,21 +857,43 @@ def parse_report(
     return round(min(clocks), 2), counts, {name: count for name, count in used.items() if count}
 
 
-def _options(
-    device: Device, seed: int, frequency: float, placer: str, router: str | None
-) -> list[str]:
+def _options(device: Device, seed: int, frequency: float, placer: str) -> list[str]:
     options = [*device.arguments, "--seed", str(seed), "--freq", str(frequency)]
     options += ["--timing-allow-fail", "--placer", placer]
-    # nextpnr keeps its router's name in the placed design, and heeds that when it routes.
-    options += ["--router", router] if router else []
     options += ["--lpf-allow-unconstrained"] if device.family == "ecp5" else []
     return options
 
 
-def run_nextpnr(device: Device, options: list[str], design: Path, work: Path, log: str) -> float:
-    """Run nextpnr on a design in a folder of its own; the seconds that it took."""
+_ROUTER = re.compile(r'"router": "\w+"')
+
+
+def run_nextpnr(
+    device: Device,
+    options: list[str],
+    design: Path,
+    work: Path,
+    log: str,
+    router: str | None = None,
+) -> float:
+    """Run nextpnr on a design in a folder of its own; the seconds that it took.
+
+    Parameters
+    ----------
+    device, options, log
+        What it is run with, and the file that takes its words.
+    design, work
+        Design to begin with; the folder.
+    router
+        The one to take, if not nextpnr's own choice or the one that the design names.
+    """
     # The tool sees no folder but its own.
-    shutil.copyfile(design, work / "design.json")
+    if router:
+        options = [*options, "--router", router]
+        # It keeps its router's name in a placed design, and heeds that more than the option.
+        text = design.read_text()
+        (work / "design.json").write_text(_ROUTER.sub(f'"router": "{router}"', text, count=1))
+    else:
+        shutil.copyfile(design, work / "design.json")
     began = time.monotonic()
     run_tool(device.nextpnr, [*options, "--json", "design.json"], work, log)
     (work / "design.json").unlink()
@@ -884,14 +906,13 @@ def place(
     seed: int = 1,
     frequency: float = 200.0,
     placer: str = "heap",
-    router: str | None = None,
     progress: Progress = _quiet,
 ) -> Path:
     """Place a netlist, or find that in the cache.
 
     Parameters
     ----------
-    netlist, seed, frequency, placer, router, progress
+    netlist, seed, frequency, placer, progress
         As of `place_and_route`.
 
     Returns
@@ -908,7 +929,7 @@ def place(
     """
     device = netlist.device
     require_tools(device.nextpnr)
-    options = _options(device, seed, frequency, placer, router)
+    options = _options(device, seed, frequency, placer)
     folder = kept("placement", (netlist.folder.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
         with filling(folder) as work, step(progress, f"placing on {device.name}, seed {seed}"):
@@ -960,7 +981,7 @@ def place_and_route(
         If it fails; so it does if the design does not fit.
     """
     device = device or netlist.device
-    options = _options(device, seed, frequency, placer, router)
+    options = _options(device, seed, frequency, placer)
     if details:
         before, source, doing = netlist.folder, "netlist.json", "place and route"
         options += ["--sdf", "routed.sdf"]
@@ -970,7 +991,6 @@ def place_and_route(
             seed=seed,
             frequency=frequency,
             placer=placer,
-            router=router,
             progress=progress,
         )
         source, doing = "placed.json", "routing"
@@ -986,13 +1006,13 @@ def place_and_route(
         ).folder
         source, doing = "routed.json", "timing"
         options += ["--no-pack", "--no-place"]
-    folder = kept("routing", (before.name, options, tool_versions(device.nextpnr)))
+    folder = kept("routing", (before.name, options, router, tool_versions(device.nextpnr)))
     if not folder.exists():
         with filling(folder) as work:
             with step(progress, f"{doing} on {device.name}, seed {seed}"):
                 written = ["--report", "report.json", "--write", "routed.json"]
                 seconds = run_nextpnr(
-                    device, [*options, *written], before / source, work, "nextpnr.log"
+                    device, [*options, *written], before / source, work, "nextpnr.log", router
                 )
             if not details:
                 seconds += float((before / "seconds").read_text())
