@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -900,19 +900,30 @@ def run_nextpnr(
     return time.monotonic() - began
 
 
+def _at_sites(design: Path, sites: Mapping[str, str], file: Path) -> Path:
+    """A netlist with the sites of some cells of ``top``, as a file."""
+    netlist = json.loads(design.read_text())
+    cells = netlist["modules"]["top"]["cells"]
+    for cell, site in sites.items():
+        cells[cell]["attributes"]["BEL"] = site
+    file.write_text(json.dumps(netlist))
+    return file
+
+
 def place(
     netlist: Netlist,
     *,
     seed: int = 1,
     frequency: float = 200.0,
     placer: str = "heap",
+    sites: Mapping[str, str] | None = None,
     progress: Progress = _quiet,
 ) -> Path:
     """Place a netlist, or find that in the cache.
 
     Parameters
     ----------
-    netlist, seed, frequency, placer, progress
+    netlist, seed, frequency, placer, sites, progress
         As of `place_and_route`.
 
     Returns
@@ -930,12 +941,16 @@ def place(
     device = netlist.device
     require_tools(device.nextpnr)
     options = _options(device, seed, frequency, placer)
-    folder = kept("placement", (netlist.folder.name, options, tool_versions(device.nextpnr)))
+    described = (netlist.folder.name, options, tool_versions(device.nextpnr))
+    folder = kept("placement", (*described, sorted(sites.items())) if sites else described)
     if not folder.exists():
         with filling(folder) as work, step(progress, f"placing on {device.name}, seed {seed}"):
             written = ["--no-route", "--write", "placed.json"]
             design = netlist.folder / "netlist.json"
+            if sites:
+                design = _at_sites(design, sites, work / "netlist.json")
             seconds = run_nextpnr(device, [*options, *written], design, work, "place.log")
+            (work / "netlist.json").unlink(missing_ok=True)
             (work / "seconds").write_text(f"{seconds:.1f}")
     return folder
 
@@ -949,6 +964,7 @@ def place_and_route(
     device: Device | None = None,
     details: bool = False,
     router: str | None = None,
+    sites: Mapping[str, str] | None = None,
     progress: Progress = _quiet,
 ) -> Routed:
     """Place and route a netlist, or find that in the cache.
@@ -970,6 +986,9 @@ def place_and_route(
         Keep ``routed.sdf`` (every delay, ECP5) too, beside ``routed.json`` (every cell's place).
     router
         ``router1`` or ``router2``; nextpnr's own choice if not given.
+    sites
+        Where cells are to be, such as ``X4/Y22/EBR0``, by their names in the netlist; not with
+        `details`.
     progress
         Told of each step.
 
@@ -991,6 +1010,7 @@ def place_and_route(
             seed=seed,
             frequency=frequency,
             placer=placer,
+            sites=sites,
             progress=progress,
         )
         source, doing = "placed.json", "routing"
@@ -1002,6 +1022,7 @@ def place_and_route(
             frequency=frequency,
             placer=placer,
             router=router,
+            sites=sites,
             progress=progress,
         ).folder
         source, doing = "routed.json", "timing"

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -145,9 +147,8 @@ class Run:
         Use the output registers of block RAM (ECP5).
     placed_for
         Part with the same fabric whose placement is taken, if not the part's own.
-    router
-        nextpnr's ``router1``, or ``router2``: that of the 512-bit engine takes a fraction of the
-        time, and wires a quarter slower.
+    memories_sited
+        Put block RAM where `memory_sites` says.
     """
 
     configuration: ToeplitzConfiguration
@@ -159,7 +160,7 @@ class Run:
     frequency: float = 200.0
     output_registers: bool = False
     placed_for: str | None = None
-    router: str = "router1"
+    memories_sited: bool = False
 
 
 LARGEST = ToeplitzConfiguration(1 << 20, 1 << 19, width=512, splits=2)
@@ -179,9 +180,9 @@ FIGURE: tuple[Run, ...] = (
             frequency=130.0,
             output_registers=True,
             placed_for="LFE5U-85F-6",
-            router=router,
+            memories_sited=True,
         )
-        for router, seed in (("router2", 1), ("router2", 2), ("router2", 3), ("router1", 1))
+        for seed in (1, 2, 3)
         for device in ("LFE5U-85F-6", "LFE5UM5G-85F-8")
     ),
 )
@@ -208,6 +209,48 @@ EXPLORED: tuple[Run, ...] = tuple(
     )
 )
 """What ``make figure-toeplitz_explored`` measures; without seeds, it is synthesised alone."""
+
+
+_MEMORY = re.compile(r"component\.(key|sum)_(\d+)_(\d+)\.0\.(\d+)")
+# Block RAM of the 85F: four rows of groups of four, seven groups left of the middle, six right.
+_BRAM_ROWS = (22, 46, 70, 82)
+_BRAM_COLUMNS = tuple(
+    (start + 9 * group + 2 * i, i)
+    for start, groups in ((4, 7), (69, 6))
+    for group in range(groups)
+    for i in range(4)
+)
+
+
+def memory_sites(netlist: Netlist) -> dict[str, str]:
+    """Sites of the 512-bit engine's memories on an 85F: cells of the netlist, and nextpnr's names.
+
+    A bank of the key and its bank of sums share a row, in the order of their bits, so that a bit of
+    a block lies in one column for all banks. Placed freely, the wires of an address go from one end
+    of the part to the other, and what they fight for takes routing an hour.
+
+    Raises
+    ------
+    ToolFailed
+        If the memories of a bank are more than a row holds.
+    """
+    design = json.loads((netlist.folder / "netlist.json").read_text())
+    banks: dict[int, list[tuple[int, str]]] = {}
+    for name, cell in design["modules"]["top"]["cells"].items():
+        found = _MEMORY.fullmatch(name)
+        if found and cell["type"] == "DP16KD":
+            bits = 18 if found[1] == "key" else 36
+            middle = (5 * int(found[3]) + int(found[4])) * 2 * bits + bits
+            banks.setdefault(int(found[2]), []).append((middle, name))
+    sites: dict[str, str] = {}
+    for bank, row in zip(sorted(banks), _BRAM_ROWS, strict=True):
+        first = (len(_BRAM_COLUMNS) - len(banks[bank])) // 2
+        if first < 0:
+            raise ToolFailed(f"{len(banks[bank])} block RAMs: a row has {len(_BRAM_COLUMNS)}")
+        columns = _BRAM_COLUMNS[first:]
+        for (_middle, name), (x, index) in zip(sorted(banks[bank]), columns, strict=False):
+            sites[name] = f"X{x}/Y{row}/EBR{index}"
+    return sites
 
 
 def cable_mbps(input_mbps: float, n: int, m: int, family: Family) -> float:
@@ -258,7 +301,7 @@ def entry(run: Run, engine: Any, netlist: Netlist, routed: Routed | None = None)
     result: dict[str, Any] = {
         "device": run.device,
         "placed_for": run.placed_for or run.device,
-        "router": run.router,
+        "memories_sited": run.memories_sited,
         **asdict(configuration),
         "n": run.n,
         "m": run.m,
@@ -310,6 +353,7 @@ def measure(run: Run, progress: Progress, route: bool = True) -> Iterator[dict[s
     if not route or not run.seeds:
         yield entry(run, engine, netlist)
         return
+    sites = memory_sites(netlist) if run.memories_sited else None
     for seed in run.seeds:
         routed = place_and_route(
             netlist,
@@ -317,7 +361,7 @@ def measure(run: Run, progress: Progress, route: bool = True) -> Iterator[dict[s
             frequency=run.frequency,
             placer="static" if device.family == "ecp5" else "heap",
             device=device,
-            router=run.router,
+            sites=sites,
             progress=say,
         )
         yield entry(run, engine, netlist, routed)
@@ -389,7 +433,6 @@ def explore(
 
 COLUMNS = {
     "Part": "device",
-    "Router": "router",
     "Seed": "seed",
     "Block": "width",
     "Smallest": "smallest",
@@ -478,8 +521,7 @@ def table(described: dict[str, Any]) -> str:
 def _order(result: dict[str, Any]) -> tuple[Any, ...]:
     names = list(DEVICES)
     numbers = (result[k] for k in ("width", "smallest", "splits", "input_bits", "output_bits"))
-    made = (result.get("router", ""), result.get("seed", 0))
-    return (names.index(result["device"]), *numbers, *made)
+    return (names.index(result["device"]), *numbers, result.get("seed", 0))
 
 
 def main(arguments: list[str]) -> int:

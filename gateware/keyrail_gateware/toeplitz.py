@@ -668,11 +668,13 @@ class Toeplitz(wiring.Component):
         ]
         window_address = Signal(range(window_depth))
         seed_word = Signal(WORD, reset_less=True)
+        # Open before a word is taken and a clock after the last.
+        (seed_open,) = copies("seed_open", running | (load == _Load.DONE), 1)
         window_enable = Signal(chunks)
         seed_taken = Signal()
         m.d.sync += [
             window_address.eq(window_head),
-            seed_word.eq(self.seed.payload.word & running.replicate(WORD)),
+            seed_word.eq(self.seed.payload.word & seed_open.replicate(WORD)),
             window_enable.eq(seed_moves << seed_chunk),
             seed_taken.eq(seed_moves & seed_real),
         ]
@@ -680,13 +682,15 @@ class Toeplitz(wiring.Component):
         former_fingerprint = Signal(WORD)
         former_valid = Signal()
         same_seed = Signal()
+        all_same = Signal()
         same = Signal(WORD // 8)
         m.d.sync += [
             *(
                 same[i].eq(fingerprint.word_select(i, 8) == former_fingerprint.word_select(i, 8))
                 for i in range(WORD // 8)
             ),
-            same_seed.eq(former_valid & same.all()),
+            all_same.eq(same.all()),
+            same_seed.eq(former_valid & all_same),
         ]
         seed_misses = Signal(2)
         m.d.sync += seed_misses.eq(0)
@@ -710,11 +714,23 @@ class Toeplitz(wiring.Component):
                 ]
             with m.Else():
                 m.d.sync += [tail_left.eq(tail_left - 1), tail_some.eq(tail_left != 1)]
-        with m.If(seed_taken):
+        # A clock later, in registers that may lie farther from the stream.
+        keeps_fingerprint = Signal()
+        (late,) = copies(
+            "fingerprint",
+            Cat(seed_taken, (begun & ~continues) | wiping, keeps_fingerprint, seed_word),
+            1,
+        )
+        late_word = late[3:]
+        with m.If(late[0]):
             # Value at a fixed point of the polynomial over GF(2^64) that the words make up;
             # x^64 + x^4 + x^3 + x + 1 is irreducible.
             shifted = Cat(0, fingerprint[:-1]) ^ Mux(fingerprint[-1], 0b11011, 0)
-            m.d.sync += fingerprint.eq(shifted ^ seed_word)
+            m.d.sync += fingerprint.eq(shifted ^ late_word)
+        with m.If(late[1]):
+            m.d.sync += fingerprint.eq(0)
+        with m.If(late[2]):
+            m.d.sync += [former_fingerprint.eq(fingerprint), former_valid.eq(1)]
         with m.If(block_made):
             m.d.sync += window_head.eq(window_head + 1)
         # A block counts as made two clocks after room for it is taken: only then it can be read.
@@ -1005,10 +1021,7 @@ class Toeplitz(wiring.Component):
 
         # -- states -------------------------------------------------------------------------
         dirty = Signal()
-        keeps_fingerprint = Signal()
         m.d.sync += keeps_fingerprint.eq(0)
-        with m.If(keeps_fingerprint):
-            m.d.sync += [former_fingerprint.eq(fingerprint), former_valid.eq(1)]
         finish = Signal(range(max(latency + 9, 16)))
         finish_over = Signal()
         with m.If(begins):
@@ -1055,8 +1068,6 @@ class Toeplitz(wiring.Component):
                 dirty.eq(1),
                 *(bits.eq(of_part[0]) for bits, of_part in zip(term_bits, terms, strict=True)),
             ]
-        with m.If(begun & ~continues):
-            m.d.sync += fingerprint.eq(0)
         with m.If(state == ToeplitzState.FINISH):
             m.d.sync += finish.eq(finish + 1)
             # The key before must have been overwritten, which outlasts a block that is far shorter.
@@ -1136,13 +1147,10 @@ class Toeplitz(wiring.Component):
                 product.load.eq(flush == 4),
             ]
             m.d.sync += [
-                fingerprint.eq(0),
                 window_address.eq(sweep),
-                seed_word.eq(0),
                 window_enable.eq((~flushing).replicate(chunks)),
                 key_write_address.eq(sweep),
                 key_write_enable.eq((~flushing).replicate(banks)),
-                *(one.eq(0) for one in chosen),
             ]
             # What is still on the way to a memory goes there before the sweep begins.
             with m.If(flush == 0):
