@@ -89,8 +89,6 @@ class ChaCha20(wiring.Component):
         spacing = Signal(range(STEPS))
         ended = Signal()
         m.d.comb += [
-            ended.eq(valid[last] & (trips[last] == DOUBLE_ROUNDS - 1)),
-            returns.eq(valid[last] & ~ended),
             self.request.ready.eq(moves & ~returns & (spacing == 0) & asked.w_rdy),
             begins.eq(self.request.valid & self.request.ready),
             asked.w_data.eq(request.as_value()),
@@ -108,7 +106,11 @@ class ChaCha20(wiring.Component):
             for signal, around, fresh in zip(first, words[last], initial, strict=True)
         ]
         with m.If(moves):
+            # Whether a block in the last step ends there is known a step before.
+            ends = trips[last - 1] == DOUBLE_ROUNDS - 1
             m.d.sync += [
+                ended.eq(valid[last - 1] & ends),
+                returns.eq(valid[last - 1] & ~ends),
                 spacing.eq(Mux(begins, STEPS - 1, Mux(spacing == 0, 0, spacing - 1))),
                 valid[0].eq(returns | begins),
                 trips[0].eq(Mux(returns, trips[last] + 1, 0)),

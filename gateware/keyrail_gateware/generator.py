@@ -139,7 +139,7 @@ class Generator(wiring.Component):
         request = Signal(cipher.request.payload.shape())
         requests, free = Signal(), Signal()
         live, recall = Signal(), Signal()
-        recall_second = Signal()
+        recall_second, recall_done = Signal(), Signal()
         slot = self.missed.payload.slot
         m.d.comb += [
             cipher.request.payload.eq(request),
@@ -147,13 +147,19 @@ class Generator(wiring.Component):
             free.eq((~requests | cipher.request.ready) & ~self.busy & ~clear),
             live.eq(active & self.keyed & ~ended & (words_owed != QUEUE)),
             recall.eq(
-                ~live & self.missed.valid & self.keyed & (recall_second | (answers_owed != QUEUE))
+                ~live
+                & self.missed.valid
+                & ~recall_done
+                & self.keyed
+                & (recall_second | (answers_owed != QUEUE))
             ),
-            self.missed.ready.eq(free & recall & recall_second),
+            # From a flip-flop: no path from the cipher to whoever misses a slot.
+            self.missed.ready.eq(recall_done),
             self.working.eq(
                 (active & self.keyed & ~ended)
                 | (words_owed != 0)
                 | (answers_owed != 0)
+                | recall_done
                 | ~cipher.idle
                 | self.busy
             ),
@@ -197,6 +203,7 @@ class Generator(wiring.Component):
             with m.Elif(recall):
                 m.d.sync += recall_second.eq(~recall_second)
         m.d.sync += [
+            recall_done.eq(free & recall & recall_second),
             words_owed.eq(words_owed + begins_word - (self.words.valid & self.words.ready)),
             answers_owed.eq(
                 answers_owed
