@@ -54,6 +54,7 @@ _SHARED: dict[str, Any] = {
 }
 
 _NOT_YET = "not built yet"
+_TOO_LARGE = "mapped it has more LUT4 and flip-flops than the part"
 _FITS = {
     (Role.SENDER, "small"): Fit(SENDER_SMALL, 75, why_not=_NOT_YET),
     (Role.SENDER, "full"): Fit(SENDER_FULL, 100, why_not=_NOT_YET),
@@ -77,7 +78,12 @@ BOARDS = (
         code=BoardCode.ECPIX5_45F,
         platform=lambda: _platform("ECPIX545Platform"),
         device=ecp5("LFE5UM5G-45F", "8", "caBGA554"),
-        fits=_FITS | {(Role.SENDER, "small"): Fit(SENDER_SMALL, 75, claims=True)},
+        fits=_FITS
+        | {
+            (Role.SENDER, "small"): Fit(SENDER_SMALL, 75, claims=True),
+            (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_TOO_LARGE),
+            (Role.RECEIVER, "full"): Fit(RECEIVER_FULL, 100, why_not=_TOO_LARGE),
+        },
         **_SHARED,
     ),
 )
