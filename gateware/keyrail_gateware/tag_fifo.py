@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Tag FIFO: the one place of the tag path where clicks may be lost, marked and counted."""
 
-from amaranth.hdl import Assert, Assume, Cat, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Assert, Assume, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -114,10 +114,13 @@ class TagFifo(wiring.Component):
         m.d.comb += reads.eq(fifo.r_en & fifo.r_rdy)
 
         def below(name: str, limit: int) -> Signal:
-            flag = Signal(name=name, init=1)
-            m.d.sync += flag.eq(
-                Mux(writes == reads, level < limit, Mux(writes, level < limit - 1, level <= limit))
-            )
+            flag, if_written, if_not = Signal(name=name, init=1), Signal(), Signal()
+            # Whether something is written comes last.
+            m.d.comb += [
+                if_written.eq(Mux(reads, level < limit, level < limit - 1)),
+                if_not.eq(Mux(reads, level <= limit, level < limit)),
+            ]
+            m.d.sync += flag.eq(Mux(writes, if_written, if_not))
             return flag
 
         m.d.sync += level.eq(Mux(writes == reads, level, Mux(writes, level + 1, level - 1)))
@@ -125,7 +128,8 @@ class TagFifo(wiring.Component):
         # the stream has passed `horizon`.
         losing, begin_due, waiting = Signal(), Signal(), Signal()
         horizon, latest, begin = Signal(TIME_BITS), Signal(TIME_BITS), Signal(TIME_BITS)
-        missed = Signal(COUNTER_BITS)
+        # Counted a clock late; `begins` a loss then.
+        missed, more, begins = Signal(COUNTER_BITS), Signal(5), Signal()
 
         tag = self.i.payload
         taken, click, marker = Signal(), Signal(), Signal()
@@ -137,14 +141,12 @@ class TagFifo(wiring.Component):
         caught_up = Signal()  # the stream has passed the horizon; known a clock after
         beginning, ending, dropped = Signal(), Signal(), Signal()
         written = Signal(layout(TAG))
-        end = Signal(TIME_BITS)
         m.d.comb += [
             refused.eq((self.refused != 0) & ~sweeping),
             self.i.ready.eq(~(sweeping | self.flush | begin_due) & (self.real_time | room)),
             taken.eq(self.i.valid & self.i.ready),
             click.eq(taken & (tag.kind == TagKind.CLICK)),
             marker.eq(taken & (tag.kind != TagKind.CLICK)),
-            end.eq(Mux(click, tag.time, latest)),
             dropped.eq(click & (losing | refused | ~room)),
             beginning.eq(begin_due | (click & ~losing & (refused | ~room))),
             ending.eq(
@@ -153,14 +155,18 @@ class TagFifo(wiring.Component):
             # Records, and what begins or ends a loss; there is always a place for them.
             writes.eq(begin_due | (click & ~losing) | (marker & marker_room) | ending),
         ]
+        # Whatever is written bears the time of the last record that came: a clock later that is
+        # `latest`.
+        m.d.comb += [
+            written.time.eq(Mux(taken, tag.time, latest)),
+            written.kind.eq(tag.kind),
+            written.channel.eq(tag.channel),
+        ]
         with m.If(beginning | ending):
             m.d.comb += [
                 written.kind.eq(TagKind.LOSS),
                 written.channel.eq(Mux(ending, LossMark.END, LossMark.BEGIN)),
-                written.time.eq(Mux(ending, end, Mux(begin_due, begin, tag.time))),
             ]
-        with m.Else():
-            m.d.comb += written.eq(tag)
 
         m.d.comb += [
             self.o.payload.as_value().eq(fifo.r_data),
@@ -168,18 +174,29 @@ class TagFifo(wiring.Component):
             fifo.r_en.eq(self.o.ready | sweeping),
             self.busy.eq(sweeping | self.flush),
         ]
-        record = Signal(layout(LOSS))
-        m.d.comb += [
-            record.begin.eq(begin),
-            record.end.eq(end),
-            record.missed.eq(missed + click),
-        ]
         # Both are written a clock after the decision; the level counts at once.
+        record, entry = Signal(layout(LOSS)), Signal(layout(TAG))
+        kind, channel = Signal.like(tag.kind), Signal.like(tag.channel)
+        total = Signal(COUNTER_BITS)  # missed, with those of the clock before
+        m.d.comb += [
+            total.eq(Mux(begins, 0, missed) + more),
+            record.begin.eq(begin),
+            record.end.eq(latest),
+            record.missed.eq(total),
+            entry.time.eq(latest),
+            entry.kind.eq(kind),
+            entry.channel.eq(channel),
+            fifo.w_data.eq(entry),
+            kept.w_data.eq(record),
+        ]
         m.d.sync += [
             fifo.w_en.eq(writes),
-            fifo.w_data.eq(written),
+            kind.eq(written.kind),
+            channel.eq(written.channel),
             kept.w_en.eq(ending & ~self.flush),
-            kept.w_data.eq(record),
+            missed.eq(total),
+            more.eq(0),
+            begins.eq(0),
         ]
 
         with m.If(taken):
@@ -189,15 +206,12 @@ class TagFifo(wiring.Component):
             m.d.sync += [waiting.eq(1), horizon.eq(self.until)]
         with m.If(begin_due):
             m.d.sync += begin_due.eq(0)
-        with m.If(losing):
-            m.d.sync += missed.eq((Cat(1, missed) + Cat(click, self.refused))[1:])
-        with m.Elif(refused | dropped):
-            m.d.sync += [
-                losing.eq(1),
-                begin_due.eq(~click),
-                missed.eq(click + self.refused),
-                begin.eq(Mux(taken, tag.time, latest)),
-            ]
+        with m.If(losing | refused | dropped):
+            m.d.sync += more.eq(click + self.refused)
+        with m.If(~losing & (refused | dropped)):
+            m.d.sync += [losing.eq(1), begin_due.eq(~click), begins.eq(1)]
+        with m.If(begins):
+            m.d.sync += begin.eq(latest)
         with m.If(ending):
             m.d.sync += [losing.eq(0), waiting.eq(0)]
 
@@ -224,21 +238,37 @@ class TagFifo(wiring.Component):
 
         # Zeros pass through every place of the memory, and are thrown away at the output.
         with m.If(sweeping):
-            m.d.comb += [written.eq(0), writes.eq(~swept[-1] & room)]
+            m.d.comb += [
+                written.kind.eq(0),
+                written.channel.eq(0),
+                writes.eq(~swept[-1] & room),
+            ]
             with m.If(writes):
                 m.d.sync += swept.eq(swept + 1)
             with m.If(swept[-1] & (level == 0)):
                 m.d.sync += sweeping.eq(0)
         with m.If(self.flush):
             m.d.sync += [sweeping.eq(1), swept.eq(0)]
-            m.d.sync += [register.eq(0) for register in (losing, begin_due, waiting)]
-            m.d.sync += [register.eq(0) for register in (horizon, latest, begin, missed)]
+            m.d.sync += [register.eq(0) for register in (losing, begin_due, waiting, begins)]
+            m.d.sync += [register.eq(0) for register in (horizon, latest, begin, missed, more)]
 
         if platform == "formal":
             due = ledger.due
-            decided = (writes & ~sweeping, written, ending, record)
+            decided = (writes & ~sweeping, written)
+            counting = (begins, more, total)
             self._properties(
-                m, due, fifo, kept, decided, sweeping, begin_due, losing, latest, begin, missed
+                m,
+                due,
+                fifo,
+                kept,
+                decided,
+                record,
+                entry,
+                sweeping,
+                begin_due,
+                losing,
+                latest,
+                counting,
             )
             m.d.comb += [
                 Assert(level <= self.depth + sweeping),
@@ -250,7 +280,19 @@ class TagFifo(wiring.Component):
         return m
 
     def _properties(
-        self, m, due, fifo, kept, decided, sweeping, begin_due, losing, latest, begin, missed
+        self,
+        m,
+        due,
+        fifo,
+        kept,
+        decided,
+        record,
+        entry,
+        sweeping,
+        begin_due,
+        losing,
+        latest,
+        counting,
     ) -> None:
         """What is proven of it, for an input in time order and any traffic otherwise.
 
@@ -265,7 +307,8 @@ class TagFifo(wiring.Component):
         stored, closed, begins, ends = (Signal(COUNTED) for _ in range(4))
         former = Signal(TIME_BITS)  # time of the record written last
         # What is decided in this clock, and written in the next.
-        writes, mark, ending, loss = decided
+        writes, mark = decided
+        begun, more, total = counting
         m.d.comb += [
             Assume(~self.i.valid | (time >= latest)),
         ]
@@ -285,8 +328,8 @@ class TagFifo(wiring.Component):
                     begins.eq(begins + (mark.channel == LossMark.BEGIN)),
                     ends.eq(ends + (mark.channel == LossMark.END)),
                 ]
-        with m.If(ending):
-            m.d.sync += closed.eq(closed + loss.missed)
+        with m.If(kept.w_en):
+            m.d.sync += closed.eq(closed + record.missed)
         with m.If(self.flush):
             m.d.sync += [x.eq(0) for x in (stored, closed, begins, ends, former)]
         m.d.comb += [
@@ -298,15 +341,19 @@ class TagFifo(wiring.Component):
             Assert(counted["in"][:COUNTED] == (stored + counted["missed"])[:COUNTED]),
             Assert(
                 (counted["missed"] + counted["refused"])[:COUNTED]
-                == (closed + Mux(losing, missed, 0))[:COUNTED]
+                == (closed + Mux(losing | kept.w_en, total, 0))[:COUNTED]
             ),
             # Each loss has its two markers, in turn, and one record.
             Assert(begins == (ends + (losing & ~begin_due))[:COUNTED]),
             Assert(counted["losses"][:COUNTED] == ends),
             # The stream is in time order.
             Assert(former <= latest),
-            Assert(~begin_due | (losing & (begin == latest))),
+            Assert(~begin_due | (losing & begun)),
+            Assert(~begun | losing),
             Assert(~writes | (mark.time >= former)),
+            # What is decided is what is written.
+            Assert(~fifo.w_en | sweeping | (entry.time == former)),
+            Assert(losing | kept.w_en | (more == 0)),
             Assert(~sweeping | ~(losing | begin_due)),
         ]
         with m.If(~sweeping):
