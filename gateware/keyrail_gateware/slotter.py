@@ -230,14 +230,14 @@ class Slotter(wiring.Component):
             ),
         ]
 
-        def since(name: str, reference: Signal) -> Signal:
+        def since(name: str, reference: Signal, of: Signal = time) -> Signal:
             difference = Signal(TIME_BITS, name=f"since_{name}")
-            m.d.comb += difference.eq(time - reference)
+            m.d.comb += difference.eq(of - reference)
             return difference
 
         def is_early(name: str, reference: Signal) -> Value:
             apart = arriving.time[:-1] != reference[:-1]
-            return since(name, reference)[-1] & apart
+            return since(name, reference, arriving.time)[-1] & apart
 
         early_last, early_entry = is_early("last", last_time), is_early("entry", entry.time)
         since_base, since_end = since("base", base_time), since("end", end_floor)

@@ -180,7 +180,7 @@ class Tracker(wiring.Component):
             self.i.ready.eq(self.o.ready),
         ]
 
-        m.d.comb += self.track.eq(
+        m.d.sync += self.track.eq(
             control.enable
             & (self.period[_FRACTION:] >= PERIOD_MINIMUM_PS)
             & (control.window_log2 >= _WINDOW_LEAST)
@@ -254,29 +254,36 @@ class Tracker(wiring.Component):
         ]
         above_3, below_3, inside_3 = Signal(), Signal(), Signal()
         error_3, error_4 = Signal.like(error_2), Signal.like(error_2)
-        inside_4 = Signal()
+        inside_4, shift_3 = Signal(), Signal(PHASE_BITS)
+        m.d.comb += shift_3.eq(Mux(above_3, ~whole, Mux(below_3, whole, 0)))
         m.d.sync += [
-            above_3.eq(error_2 > half),
-            below_3.eq(error_2 < -half),
+            above_3.eq((half - error_2)[-1]),
+            below_3.eq((error_2 + half)[-1]),
             error_3.eq(error_2),
             inside_3.eq(inside_2 | passing[2].anchor),
-            error_4.eq(error_3 + Mux(above_3, -whole, Mux(below_3, whole, 0))),
+            # Less or more by a period: one carry.
+            error_4.eq(
+                (Cat(Const(1, 1), error_3).as_signed() + Cat(above_3, shift_3, above_3).as_signed())
+                >> 1
+            ),
             inside_4.eq(inside_3),
         ]
         lost = Signal()  # the lock ends with the dark before this window
-        with m.If(passing[2].valid & passing[2].anchor):
-            with m.If(lock & (age_2 >= self.holdover)):
+        old_3, older_3 = Signal(), Signal()
+        m.d.sync += [old_3.eq(age_2 >= self.holdover), older_3.eq(age_2 >= window)]
+        with m.If(passing[3].valid & passing[3].anchor):
+            with m.If(lock & old_3):
                 m.d.sync += [lock.eq(0), good.eq(0), lost.eq(1)]
-            with m.If(age_2 >= window):
+            with m.If(older_3):
                 m.d.sync += hold.eq(1)
         near_5, late_5, gated_5, inside_5 = Signal(), Signal(), Signal(), Signal()
         within_5 = Signal()
         error_5 = Signal.like(error_4)
         m.d.sync += [
-            near_5.eq((error_4 < quarter) & (error_4 >= -quarter)),
+            near_5.eq((error_4 - quarter)[-1] & ~(error_4 + quarter)[-1]),
             late_5.eq(~error_4[-1]),
-            gated_5.eq(~lock | ((error_4 <= self.gate) & (error_4 >= -self.gate))),
-            within_5.eq((error_4 <= half) & (error_4 >= -half)),
+            gated_5.eq(~lock | ~((self.gate - error_4)[-1] | (error_4 + self.gate)[-1])),
+            within_5.eq(~((half - error_4)[-1] | (error_4 + half)[-1])),
             inside_5.eq(inside_4),
             error_5.eq(error_4),
         ]
@@ -312,6 +319,7 @@ class Tracker(wiring.Component):
         cosine, sine = Signal(signed(_COUNT + 2)), Signal(signed(_COUNT + 2))
         size_cosine, size_sine = Signal(_COUNT + 1), Signal(_COUNT + 1)
         weight = Signal(_COUNT + 4)
+        weights = [Signal(_COUNT + 2, name=f"weight_{n}") for n in (0, 1)]
         enough, enough_gated = Signal(), Signal()
         # The judgement, one of these or none: then the window is followed.
         is_dark, is_incoherent, is_astray, is_far = Signal(), Signal(), Signal(), Signal()
@@ -327,7 +335,7 @@ class Tracker(wiring.Component):
         low, high = Signal.like(sum_new), Signal.like(sum_new)
         below, above = Signal(), Signal()
         limit, limit_steps = Signal(_PERIOD), Signal(5)
-        inverse_rest = Signal(_PERIOD)
+        inverse_rest = Signal(signed(_PERIOD + 2))
         # What the next window's first record makes visible.
         corrected, dark, incoherent, astray = Signal(), Signal(), Signal(), Signal()
         unlocked = Signal()
@@ -359,7 +367,14 @@ class Tracker(wiring.Component):
                         is_open.eq(0),
                         cosine.eq((near << 1) - count),
                         sine.eq((late << 1) - count),
-                        weight.eq(count * control.threshold),
+                        # By two bits of the threshold each: no multiplier.
+                        *(
+                            weights[n].eq(
+                                Mux(control.threshold[2 * n], count, 0)
+                                + Mux(control.threshold[2 * n + 1], count << 1, 0)
+                            )
+                            for n in (0, 1)
+                        ),
                         early.eq(total[-1]),
                         magnitude.eq(Mux(total[-1], -total, total)),
                         self.correction.phase.eq(0),
@@ -367,6 +382,7 @@ class Tracker(wiring.Component):
                     ]
             with m.Case(_State.WEIGH):
                 m.d.sync += [
+                    weight.eq(weights[0] + (weights[1] << 2)),
                     size_cosine.eq(Mux(cosine[-1], -cosine, cosine)),
                     size_sine.eq(Mux(sine[-1], -sine, sine)),
                     enough.eq((count >= self.minimum) & count.any()),
@@ -461,7 +477,13 @@ class Tracker(wiring.Component):
                     m.d.sync += go(_State.ADD)
             with m.Case(_State.ADD):
                 m.d.sync += [
-                    sum_new.eq(Mux(early, period - change, period + change)),
+                    sum_new.eq(
+                        (
+                            Cat(Const(1, 1), period)
+                            + Cat(early, change ^ early.replicate(len(change)), early).as_signed()
+                        )
+                        >> 1
+                    ),
                     self.correction.phase.eq(Mux(early, -phase, phase)),
                     go(_State.CLAMP),
                 ]
@@ -476,12 +498,19 @@ class Tracker(wiring.Component):
                     go(_State.INVERT),
                 ]
             with m.Case(_State.INVERT):
-                # 2^57 / P', whose quotient has 48 bits: the dividend's lower ones are zero.
-                doubled = inverse_rest << 1
-                goes = doubled >= self.correction.period
+                # 2^57 / P', whose quotient has 48 bits: the dividend's lower ones are zero. Without
+                # restoring: a remainder below zero gets P' back in the next step.
+                negative = inverse_rest[-1]
+                addend = self.correction.period ^ ~negative.replicate(_PERIOD)
+                trial = (
+                    Cat(~negative, Const(0, 1), inverse_rest).as_signed()
+                    + Cat(~negative, addend, ~negative).as_signed()
+                ) >> 1
+                following = Signal.like(inverse_rest)
+                m.d.comb += following.eq(trial)
                 m.d.sync += [
-                    inverse_rest.eq(Mux(goes, doubled - self.correction.period, doubled)),
-                    self.correction.reciprocal.eq(Cat(goes, self.correction.reciprocal)),
+                    inverse_rest.eq(following),
+                    self.correction.reciprocal.eq(Cat(~following[-1], self.correction.reciprocal)),
                     steps.eq(steps - 1),
                     last_step.eq(steps == 1),
                 ]
