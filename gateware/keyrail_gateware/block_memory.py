@@ -87,6 +87,7 @@ class BlockMemory(wiring.Component):
         # In the memory's output, and in the register behind it.
         loaded, shown, word = Signal(), Signal(), Signal(width)
         last_place, done = Signal(), Signal()  # one place is free; a pass has ended
+        takes = Signal()  # not wiping, and a place is free
         m.d.comb += [
             self.busy.eq(wiping),
             self.full.eq(~self.on_host & (self.count[address_bits] | (last_place & self.i.valid))),
@@ -98,7 +99,7 @@ class BlockMemory(wiring.Component):
             m.d.comb += [write.en.eq(1), write.addr.eq(sweep), write.data.eq(0)]
             m.d.sync += sweep.eq(sweep + 1)
             with m.If(sweep == self._depth - 1):
-                m.d.sync += wiping.eq(0)
+                m.d.sync += [wiping.eq(0), takes.eq(1)]
         with m.Else():
             m.d.comb += [
                 write.addr.eq(self.count),
@@ -112,7 +113,7 @@ class BlockMemory(wiring.Component):
                 ]
             with m.Else():
                 m.d.comb += [
-                    self.i.ready.eq(~self.count[address_bits]),
+                    self.i.ready.eq(takes),
                     write.en.eq(self.i.valid & self.i.ready),
                 ]
             with m.If(self.i.valid & self.i.ready):
@@ -120,6 +121,8 @@ class BlockMemory(wiring.Component):
                     self.count.eq(self.count + 1),
                     last_place.eq(self.count == self._depth - 2),
                 ]
+                with m.If(last_place):
+                    m.d.sync += takes.eq(0)
 
             # Read pass. The read port holds its word until it has been taken.
             more, moves = Signal(), Signal()
@@ -153,6 +156,7 @@ class BlockMemory(wiring.Component):
         with m.If(self.wipe):
             m.d.sync += [
                 wiping.eq(1),
+                takes.eq(0),
                 sweep.eq(0),
                 self.count.eq(0),
                 passing.eq(0),
