@@ -139,9 +139,26 @@ class RegisterBank(wiring.Component):
             if register.access is not Access.COMMAND:
                 readable = store if register.access is Access.READ_WRITE else self.status
                 value = readable[register.name].as_value()
-                answers.append(value & low.replicate(len(value)))
-        # 3: groups of answers; 4: the answer.
+                answers.append((register, value, low))
         m.d.sync += high_3.eq(Cat(highs).any())
+        answer = self._answer(m, answers)
+        with m.If(read_3):
+            with m.If(high_3):
+                m.d.sync += bus.value.eq(latched)
+            with m.Else():
+                m.d.sync += [bus.value.eq(answer[:32]), latched.eq(answer[32:])]
+        return m
+
+    def _answer(self, m: Module, readable: list[tuple[Register, Value, Signal]]) -> Value:
+        """What the register that is selected holds, 64 bits, a clock later.
+
+        Parameters
+        ----------
+        readable
+            Each register that can be read, with what it holds, and 1 where it is selected.
+        """
+        # 3: groups of answers; 4: the answer.
+        answers = [value & low.replicate(len(value)) for _, value, low in readable]
         level = []
         for index in range(0, len(answers), _GROUP):
             group = Signal(64, name=f"group_{index // _GROUP}")
@@ -149,12 +166,7 @@ class RegisterBank(wiring.Component):
             level.append(group)
         answer = Signal(64)
         m.d.comb += answer.eq(_either(level))
-        with m.If(read_3):
-            with m.If(high_3):
-                m.d.sync += bus.value.eq(latched)
-            with m.Else():
-                m.d.sync += [bus.value.eq(answer[:32]), latched.eq(answer[32:])]
-        return m
+        return answer
 
 
 def _either(values: list[Value]) -> Value:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
-"""A stage that keeps the ready signals of a long path apart."""
+"""Stages between the blocks of a long path."""
 
 from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Skid"]
+__all__ = ["Skid", "Stage"]
 
 
 class Skid(wiring.Component):
@@ -49,4 +49,31 @@ class Skid(wiring.Component):
                 m.d.sync += [self.o.payload.eq(self.i.payload), self.o.valid.eq(self.i.valid)]
         with m.Elif(self.i.valid & ~full):
             m.d.sync += full.eq(1)
+        return m
+
+
+class Stage(wiring.Component):
+    """Pass a stream through one register, whose payload has nothing before it.
+
+    Latency: 1 clock. Throughput: 1 record a clock.
+
+    Parameters
+    ----------
+    shape
+        Shape of the payload.
+
+    Members
+    -------
+    i, o
+        Streams of `shape`; ``i.ready`` comes from ``o.ready``.
+    """
+
+    def __init__(self, shape: object):
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
+        with m.If(self.i.ready):
+            m.d.sync += [self.o.payload.eq(self.i.payload), self.o.valid.eq(self.i.valid)]
         return m

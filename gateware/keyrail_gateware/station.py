@@ -8,6 +8,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import (
+    ANNOUNCEMENT,
     CHANNELS,
     CHOSEN_TAG,
     CONTRACT_HASH,
@@ -53,11 +54,11 @@ from .layouts import layout
 from .register_bank import BusSignature, RegisterBank
 from .resolver import Resolver
 from .sifter import Sifter
-from .skid import Skid
+from .skid import Skid, Stage
 from .source import Source
 from .squash import Squash
 from .state_memory import StateMemory
-from .t2_encoder import T2Encoder, T2Serialiser
+from .t2_encoder import T2Encoder, T2Serialiser, t2_pair
 from .tag_fifo import TagFifo
 from .tally import ReceiverTally, SenderTally
 from .tdc import CLOCK_PS, Tdc
@@ -170,10 +171,14 @@ class _Station(wiring.Component):
         """Ports beside the streams."""
         return {}
 
+    def _registers(self) -> RegisterBank:
+        """The registers; a figure has others in their place."""
+        return RegisterBank(self.role)
+
     def _common(self, m: Module) -> None:
         """Registers, identity, mode, wipe, Toeplitz engine and block control."""
         sizes = self.configuration
-        m.submodules.registers = self.bank = bank = RegisterBank(self.role)
+        m.submodules.registers = self.bank = bank = self._registers()
         bus = self.bus
         m.d.comb += [
             bank.bus.address.eq(bus.address),
@@ -292,6 +297,8 @@ class _Station(wiring.Component):
                 port = getattr(self, name)
                 with m.If(port.valid & port.ready):
                     m.d.comb += secret_came.eq(1)
+        came = Signal()  # a clock late: what is ready is known late
+        m.d.sync += came.eq(secret_came)
         wiping, wiped = Signal(init=1), Signal()
         clearing = Signal()
         m.d.comb += clearing.eq(
@@ -304,7 +311,7 @@ class _Station(wiring.Component):
         )
         with m.If(wiping & ~clearing & (self.control.state == BlockState.IDLE)):
             m.d.sync += [wiping.eq(0), wiped.eq(1)]
-        with m.If(secret_came):
+        with m.If(came):
             m.d.sync += wiped.eq(0)
         refusal = Signal()
         with m.If(self.wipe):
@@ -420,6 +427,12 @@ class Receiver(_Station):
         m.d.sync += restart_tags.eq(bank.strobes.tag_path_reset | self.wipe)
         m.d.comb += restart_block.eq(control.restart | self.wipe)
         on_tags, on_block = ResetInserter(restart_tags), ResetInserter(restart_block)
+        # The announcer is reset by a flip-flop of its own; its block opens once it has been.
+        restart_announcer, opened = Signal(), Signal()
+        m.d.sync += [
+            restart_announcer.eq(bank.strobes.tag_path_reset | restart_block),
+            opened.eq(control.open & ~restart_block),
+        ]
 
         raw = Signal()  # a tag's channel is the key bit: never in key mode
         m.d.comb += raw.eq(values.tag_input.raw & ~self.key_mode)
@@ -438,9 +451,7 @@ class Receiver(_Station):
         m.submodules.gate = gate = on_tags(Gate(channels))
         m.submodules.squash = squash = on_tags(Squash())
         m.submodules.outcomes = outcomes = Outcomes()
-        m.submodules.announcer = announcer = ResetInserter(restart_tags | restart_block)(
-            Announcer()
-        )
+        m.submodules.announcer = announcer = ResetInserter(restart_announcer)(Announcer())
         m.submodules.currents = currents = on_tags(Currents())
         m.submodules.resolver = resolver = on_block(Resolver())
         m.submodules.tally = tally = on_block(ReceiverTally())
@@ -471,7 +482,7 @@ class Receiver(_Station):
                 for c in range(CHANNELS)
             ),
             squash.discard_cross.eq(values.squash_discard_cross.value),
-            announcer.open.eq(control.open),
+            announcer.open.eq(opened & control.open),
             announcer.first_slot.eq(values.block_first_slot.value),
             announcer.last_slot.eq(values.block_last_slot.value),
             announcer.full.eq(memory.full),
@@ -502,10 +513,14 @@ class Receiver(_Station):
         else:
             self._connect(m, self.tags, tag_fifo.i)
         # What leaves the FIFO comes late in the clock, out of its memory.
+        m.submodules.fifo_stage = fifo_stage = on_tags(Stage(layout(TAG)))
         m.submodules.after_fifo = after_fifo = on_tags(Skid(layout(TAG)))
-        self._connect(m, tag_fifo.o, after_fifo.i)
+        self._connect(m, tag_fifo.o, fifo_stage.i)
+        self._connect(m, fifo_stage.o, after_fifo.i)
         self._fork(m, after_fifo.o, (slotter.i, 1), (t2_encoder.i, raw))
-        self._connect(m, t2_encoder.o, t2_serialiser.i)
+        m.submodules.after_t2 = after_t2 = on_raw(Skid(t2_pair()))
+        self._connect(m, t2_encoder.o, after_t2.i)
+        self._connect(m, after_t2.o, t2_serialiser.i)
         self._connect(m, t2_serialiser.o, self.raw, raw)
         # Skids keep the ready signals of the path apart.
         m.submodules.after_slotter = after_slotter = on_tags(Skid(layout(SLOT_TAG)))
@@ -543,7 +558,11 @@ class Receiver(_Station):
         self._connect(m, self.coins, squash.coins)
         self._connect(m, squash.o, after_squash.i)
         self._connect(m, after_squash.o, announcer.i)
-        self._connect(m, announcer.o, self.announcements)
+        m.submodules.after_announcer = after_announcer = ResetInserter(restart_announcer)(
+            Skid(layout(ANNOUNCEMENT))
+        )
+        self._connect(m, announcer.o, after_announcer.i)
+        self._connect(m, after_announcer.o, self.announcements, ~restart_announcer)
         self._connect(m, announcer.entry, memory.i)
         self._connect(m, self.currents, currents.i)
         refused = self._histograms(
@@ -684,17 +703,19 @@ class Receiver(_Station):
         One is sent at a time: a command meanwhile, or for none of them, is refused.
         """
         bank, values = self.bank, self.bank.values
-        refused, dumping = Signal(), Signal()
+        refused, dumping = Signal(), Signal()  # `dumping` a clock late
         command = bank.commands.histogram_command.value
         strobe = bank.strobes.histogram_command
         known = Signal()
         m.d.comb += [
-            dumping.eq(Cat(one.dumping for one in readings.values()).any()),
             known.eq(Cat(command == code for code in readings).any()),
             refused.eq(
                 (strobe & (dumping | ~known)) | Cat(one.refused for one in readings.values()).any()
             ),
         ]
+        m.d.sync += dumping.eq(
+            (strobe & known) | Cat(one.dumping for one in readings.values()).any()
+        )
         for code, one in readings.items():
             shift = values.histogram_shift if code == HistogramCommand.PHASES else values.gap_shift
             m.d.comb += [
