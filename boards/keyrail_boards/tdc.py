@@ -108,22 +108,34 @@ def front_end(lines: int, cells: int) -> Any:
     return FrontEnd()
 
 
-def whole(inputs: int, lines: int, cells: int = CELLS) -> Any:
-    """Component: oscillator, launches, lines and core of all inputs."""
+def with_lines(
+    core: Any, inputs: int, lines: int, cells: int = CELLS, source: str = "sources"
+) -> Any:
+    """Component: oscillator, launches and lines of all inputs, before what samples them.
+
+    Parameters
+    ----------
+    core
+        Component with ports ``taps_0``, ``taps_1``, ... and `source`, a bit an input; its others
+        are those of the whole, and ``pins`` with them.
+    inputs, lines, cells
+        Inputs, lines of each, and cells of a line.
+    source
+        Name of the port that switches inputs to the oscillator.
+    """
     from amaranth.hdl import Module
     from amaranth.lib import wiring
     from amaranth.lib.wiring import In
 
-    from keyrail_gateware.tdc import CarryLines, DirectLaunch, Oscillator, Tdc
+    from keyrail_gateware.tdc import CarryLines, DirectLaunch, Oscillator
 
-    core = Tdc(inputs, lines, 2 * cells, 2 * lines * CLOCK_PS / CELL_PS, CLOCK_PS)
     kept = {
         name: member
         for name, member in core.signature.members.items()
-        if not name.startswith("taps_") and name != "source"
+        if not name.startswith("taps_") and name != source
     }
 
-    class Whole(wiring.Component):  # type: ignore[misc]
+    class WithLines(wiring.Component):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__({"pins": In(inputs), **kept})
 
@@ -131,29 +143,35 @@ def whole(inputs: int, lines: int, cells: int = CELLS) -> Any:
             m = Module()
             m.submodules.core = core
             m.submodules.oscillator = oscillator = Oscillator()
-            for name in kept:
-                if name == "o":
-                    for ours, theirs in zip(self.o, core.o, strict=True):
-                        wiring.connect(m, wiring.flipped(ours), theirs)
-                elif name == "counts":
-                    wiring.connect(m, wiring.flipped(self.counts), core.counts)
-                elif kept[name].flow == In:
-                    m.d.comb += getattr(core, name).eq(getattr(self, name))
+            theirs = {path: value for path, _, value in core.signature.flatten(core)}
+            for path, member, ours in self.signature.flatten(self):
+                if path == ("pins",):
+                    continue
+                if member.flow == In:
+                    m.d.comb += theirs[path].eq(ours)
                 else:
-                    m.d.comb += getattr(self, name).eq(getattr(core, name))
+                    m.d.comb += ours.eq(theirs[path])
             for n in range(inputs):
                 m.submodules[f"start_{n}"] = start = DirectLaunch()
                 m.submodules[f"lines_{n}"] = carry = CarryLines(lines, cells)
                 m.d.comb += [
                     start.pin.eq(self.pins[n]),
                     start.oscillator.eq(oscillator.oscillator),
-                    start.source.eq(core.source[n]),
+                    start.source.eq(getattr(core, source)[n]),
                     carry.launch.eq(start.launch),
                     getattr(core, f"taps_{n}").eq(carry.taps),
                 ]
             return m
 
-    return Whole()
+    return WithLines()
+
+
+def whole(inputs: int, lines: int, cells: int = CELLS) -> Any:
+    """Component: oscillator, launches, lines and core of all inputs."""
+    from keyrail_gateware.tdc import Tdc
+
+    core = Tdc(inputs, lines, 2 * cells, 2 * lines * CLOCK_PS / CELL_PS, CLOCK_PS)
+    return with_lines(core, inputs, lines, cells, source="source")
 
 
 # -- what came of it -----------------------------------------------------------------------------
