@@ -3,7 +3,7 @@
 
 import warnings
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, DomainRenamer, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 from keyrail.contract import Direction, Role, Stream, endpoints, streams
 
 from .register_bank import BusSignature
+from .skid import Skid
 from .station import Configuration, Receiver, Sender
 from .usb_control import ControlEndpoint
 from .usb_descriptors import Identity
@@ -36,6 +37,23 @@ def station_identity(role: Role, configuration: Configuration = _DEFAULT) -> Ide
     if role is Role.SENDER:
         sizes += f", horizon {configuration.horizon_log2}"
     return Identity(role, configuration.board, sizes)
+
+
+class _Utmi:
+    """A UTMI bus to LUNA's device, but for the bytes that it sends: those are signals of its own.
+
+    Parameters
+    ----------
+    bus
+        The bus.
+    """
+
+    def __init__(self, bus: object):
+        self._bus = bus
+        self.tx_data, self.tx_valid, self.tx_ready = Signal(8), Signal(), Signal()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._bus, name)
 
 
 class UsbCore(wiring.Component):
@@ -125,6 +143,20 @@ class UsbCore(wiring.Component):
         device.data_clock = self._clock * 1e6
         device.always_fs = self._clock != ULPI_CLOCK
         m.submodules.device = device
+        if self._clock == ULPI_CLOCK:
+            # A ULPI PHY takes its inputs 6 ns before the clock and gives its outputs 9 ns after
+            # it, of 16.7 ns. What decides whether and what to answer must not lie in between.
+            bus = device.utmi
+            device.utmi = _Utmi(bus)
+            m.submodules.sent = sent = DomainRenamer("usb")(Skid(8))
+            m.d.comb += [
+                sent.i.payload.eq(device.utmi.tx_data),
+                sent.i.valid.eq(device.utmi.tx_valid),
+                device.utmi.tx_ready.eq(sent.i.ready),
+                bus.tx_data.eq(sent.o.payload),
+                bus.tx_valid.eq(sent.o.valid),
+                sent.o.ready.eq(bus.tx_ready),
+            ]
         patience = (160, 640) if self._clock == ULPI_CLOCK else (160, 128)
         addresses = [address for _, address in self._described.values()]
         control = ControlEndpoint(self._identity, addresses, self._high_speed, patience)
