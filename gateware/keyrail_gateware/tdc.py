@@ -195,10 +195,8 @@ class Decoder(wiring.Component):
         planes = [register(pending[0], f"count_{n}") for n, pending in enumerate(by_weight)]
         level_2, tap_2 = register(level, "level_2"), register(sampled[0], "tap_2")
 
-        # 3: taps that differ from the level before. 15 less a count is its complement.
-        changed = [
-            register(p ^ level_2.replicate(count), f"changed_{n}") for n, p in enumerate(planes)
-        ]
+        # 3: groups with taps that differ from the level before.
+        planes_3 = [register(p, f"count_3_{n}") for n, p in enumerate(planes)]
         any_3 = Signal(count, name="any_3", reset_less=True)
         m.d.sync += any_3.eq(
             (planes[0] ^ level_2.replicate(count))
@@ -208,7 +206,8 @@ class Decoder(wiring.Component):
         )
         edge_3, falling_3 = register(level_2 ^ tap_2, "edge_3"), register(level_2, "falling_3")
 
-        # 4: only groups with no empty one before them.
+        # 4: taps that differ, only of groups with no empty one before them. 15 less a count is its
+        # complement.
         keep: list[Value] = []
         for line in range(self._lines):
             running = any_3[line * groups :][:groups]
@@ -219,7 +218,10 @@ class Decoder(wiring.Component):
                 m.d.comb += after.eq(running & Cat(ones, running[: groups - reach]))
                 running, reach = after, 2 * reach
             keep.append(Cat(Const(1, 1), running[: groups - 1]) if groups > 1 else Const(1, 1))
-        kept = [register(p & Cat(*keep), f"kept_{n}") for n, p in enumerate(changed)]
+        kept = [
+            register((p ^ falling_3.replicate(count)) & Cat(*keep), f"kept_{n}")
+            for n, p in enumerate(planes_3)
+        ]
         edges = [register(edge_3, "edge_4")]
         fallings = [register(falling_3, "falling_4")]
 
