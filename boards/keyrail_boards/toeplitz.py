@@ -21,7 +21,7 @@ from typing import Any
 from keyrail.distil.toeplitz import WORD, Family, Geometry, places, seed_bits
 from keyrail.errors import KeyrailError, MissingExtra, SettingError
 
-from .figure import document, rows
+from .figure import commit, document, rows
 from .figure import write as write_files
 from .place_and_route import (
     DEVICES,
@@ -71,6 +71,8 @@ class ToeplitzConfiguration:
         Levels of splitting over blocks in memory.
     ahead
         Whether a key block may stream in while the last is worked on.
+    compact
+        Few logic cells and a slow clock.
     """
 
     input_bits: int = 1 << 18
@@ -79,6 +81,7 @@ class ToeplitzConfiguration:
     smallest: int = 8
     splits: int = 1
     ahead: bool = True
+    compact: bool = False
 
     def engine(self) -> Any:
         """The engine.
@@ -104,6 +107,7 @@ class ToeplitzConfiguration:
                 smallest=self.smallest,
                 splits=self.splits,
                 ahead=self.ahead,
+                compact=self.compact,
             )
         except ValueError as error:
             raise SettingError("engine", self.name, str(error)) from None
@@ -126,7 +130,9 @@ class ToeplitzConfiguration:
     def name(self) -> str:
         """The configuration in a few letters, for progress and errors."""
         sizes = f"{self.input_bits} to {self.output_bits} bits"
-        return f"width {self.width}, smallest {self.smallest}, splits {self.splits}, {sizes}"
+        compact = ", compact" if self.compact else ""
+        kind = f"width {self.width}, smallest {self.smallest}, splits {self.splits}{compact}"
+        return f"{kind}, {sizes}"
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ class Run:
 
 LARGEST = ToeplitzConfiguration(1 << 20, 1 << 19, width=512, splits=2)
 SMALLER = ToeplitzConfiguration(1 << 18, 1 << 17, width=128, splits=2)
-SMALLEST_ENGINE = ToeplitzConfiguration(1 << 14, 1 << 12, width=64, splits=0)
+SMALLEST_ENGINE = ToeplitzConfiguration(1 << 14, 1 << 12, width=64, splits=0, compact=True)
 
 FIGURE: tuple[Run, ...] = (
     Run(SMALLER, "LFE5U-25F-6", 1 << 18, 1 << 16, "modified", (1, 2, 3), 150.0, True),
@@ -447,6 +453,7 @@ COLUMNS = {
     "Mb/s in": "input_mbps",
     "Mb/s over USB": "cable_mbps",
     "Mb/s per 1,000 LUT4": "mbps_per_klut4",
+    "Commit": "commit",
 }
 EXPLORED_COLUMNS = {
     "Block": "width",
@@ -525,7 +532,10 @@ def _order(result: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure `FIGURE` or `EXPLORED`; the file is written anew after each result."""
+    """Measure `FIGURE` or `EXPLORED`; the file is written anew after each result.
+
+    With parts named, rows of other parts stay in it.
+    """
     parser = argparse.ArgumentParser(prog="python -m keyrail_boards.toeplitz")
     parser.add_argument("file", type=Path, help="JSON file to write")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
@@ -542,15 +552,22 @@ def main(arguments: list[str]) -> int:
         print(line, file=sys.stderr, flush=True)
 
     results: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    at = commit()
 
     def write(result: dict[str, Any]) -> None:
-        results.append(result)
-        described = document(command, sorted(results, key=_order))
+        results.append(result | {"command": command, "commit": at})
+        described = document(command, sorted([*others, *results], key=_order))
         write_files(chosen.file, described, table(described))
 
     try:
-        runs = EXPLORED if chosen.explored else FIGURE
         devices = {device_named(name).name for name in chosen.device} or set(DEVICES)
+        if chosen.device and chosen.file.exists():
+            # Rows of other parts stay, with command and commit that they are from.
+            before = json.loads(chosen.file.read_text())
+            made = {name: before[name] for name in ("command", "commit")}
+            others += [made | one for one in before["results"] if one["device"] not in devices]
+        runs = EXPLORED if chosen.explored else FIGURE
         runs = tuple(run for run in runs if run.device in devices)
         explore(runs, progress, route=True, jobs=max(1, chosen.jobs), found=write)
     except KeyrailError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Privacy amplification: the Toeplitz hash of a key, all memory on the chip."""
 
-from functools import partial, reduce
+from functools import reduce
 from operator import or_, xor
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, ValueLike
@@ -117,6 +117,10 @@ class Toeplitz(wiring.Component):
         Levels of splitting over blocks in memory.
     ahead
         Whether a key may stream in while another is worked on; doubles the key's memory.
+    compact
+        For parts with few logic cells and a slow clock: leave out the registers that keep ways and
+        fan-out short, hold the seed's window in block RAM, and give each word of output straight
+        from memory, one every other clock. Width 64 and no splits.
 
     Members
     -------
@@ -152,9 +156,6 @@ class Toeplitz(wiring.Component):
         16 bits, sticky: `ToeplitzError`.
     """
 
-    _SWAP = 5
-    """Clocks from a block's first column to its vector, less one: then the matrix is put in use."""
-
     def __init__(
         self,
         input_bits: int = 1 << 18,
@@ -164,10 +165,13 @@ class Toeplitz(wiring.Component):
         smallest: int = 8,
         splits: int = 1,
         ahead: bool = True,
+        compact: bool = False,
     ):
         group = width << splits
         if width < WORD or width & (width - 1):
             raise ValueError(f"width {width}: allowed are powers of two from {WORD}")
+        if compact and group > WORD:
+            raise ValueError(f"compact: allowed with width {WORD} and no splits")
         for size in (input_bits, output_bits):
             if size < 2 * group or size & (size - 1):
                 raise ValueError(
@@ -176,12 +180,16 @@ class Toeplitz(wiring.Component):
                 )
         self._input_bits, self._output_bits = input_bits, output_bits
         self._width, self._splits, self._ahead = width, splits, ahead
-        self._product = ToeplitzProduct(width, smallest)
+        self._compact = compact
+        self._product = ToeplitzProduct(width, smallest, compact=compact)
         self._scan = 2 << splits
+        # Clocks from a block's first column to its vector, less one: then the matrix is put in use.
+        self._swap_after = 0 if compact else 5
         # A matrix is not taken in before the one before it has been put in use everywhere.
-        in_use = self._SWAP + self._product.swapping - 1
+        in_use = self._swap_after + self._product.swapping - 1
         self._load_at = max(self._scan, in_use - self._product.first_load)
-        self.SLOT = self._load_at + self._product.held
+        # Nor put in use before it has been taken in.
+        self.SLOT = self._load_at + max(self._product.held, self._product.loading - in_use)
         """Clocks that a diagonal takes at least."""
         super().__init__(
             {
@@ -233,12 +241,16 @@ class Toeplitz(wiring.Component):
         begin = 2 * banks * chunks + self.SLOT
         last = words - (rows - 1) * banks * chunks
         identity = last - min(last, chunks) if family == "modified" else 0
-        output = -7 if unfinished else words + 4 * (rows - 1) + identity
-        return walk + begin + self._product.latency + 20 + output
+        last_sum, fetch, tile = 20, 4, 7
+        if self._compact:
+            last_sum, fetch, tile = 6, 1, 2
+            identity = 1 if family == "modified" else 0
+        output = -tile if unfinished else words + fetch * (rows - 1) + identity
+        return walk + begin + self._product.latency + last_sum + output
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        width, splits = self._width, self._splits
+        width, splits, compact = self._width, self._splits, self._compact
         banks = 1 << splits
         chunks = width // WORD
         group_words = banks * chunks
@@ -252,7 +264,10 @@ class Toeplitz(wiring.Component):
         # -- memories -----------------------------------------------------------------------
         # What is read while it is written is never used, so no logic need compare addresses.
         def memory(name: str, shape: int, depth: int) -> Memory:
-            made = Memory(shape=shape, depth=depth, init=[], attrs={"no_rw_check": 1})
+            attributes: dict[str, object] = {"no_rw_check": 1}
+            if compact:
+                attributes["ram_style"] = "block"
+            made = Memory(shape=shape, depth=depth, init=[], attrs=attributes)
             m.submodules[name] = made
             return made
 
@@ -278,12 +293,19 @@ class Toeplitz(wiring.Component):
         sum_write = [[one.write_port() for one in bank] for bank in sum_memories]
         sum_read = [[one.read_port() for one in bank] for bank in sum_memories]
         window_write = [one.write_port() for one in windows]
-        window_read = [one.read_port(domain="comb") for one in windows]
+        window_read = [one.read_port(domain="sync" if compact else "comb") for one in windows]
 
-        copies = partial(register_copies, m)
+        # Registers on long ways: they hold what is assigned one clock later, or are none.
+        way = "comb" if compact else "sync"
+
+        def copies(name: str, value: ValueLike, count: int) -> list[Value]:
+            """The value for so many places: in a register each, one clock later, or as it is."""
+            if compact:
+                return [Value.cast(value)] * count
+            return register_copies(m, name, value, count)
 
         def over_block(name: str, bit: ValueLike) -> Value:
-            """A bit one clock later, once for each bit of a block."""
+            """A bit once for each bit of a block, in `copies`."""
             return Cat(copy.replicate(WORD) for copy in copies(name, bit, chunks))
 
         # -- errors, and what stops the engine ----------------------------------------------
@@ -331,12 +353,16 @@ class Toeplitz(wiring.Component):
         # -- sizes of the block that streams in ---------------------------------------------
         column_words = range(columns_most * group_words + 1)
         row_words = range(rows_most * group_words + 1)
-        n = Signal(32)
-        rows_bits = Signal(32)
+        # Compact, what no engine of this size could hash is seen as it comes, by its higher bits.
+        n_bits = (self._input_bits + self._output_bits).bit_length() if compact else 32
+        m_bits = self._output_bits.bit_length() if compact else 32
+        n = Signal(n_bits)
+        rows_bits = Signal(m_bits)
+        beyond = Signal()
         modified = Signal()
         continued = Signal()
         unfinished = Signal()
-        toeplitz_bits = Signal(33)
+        toeplitz_bits = Signal(n_bits + 1)
         negative = Signal()
         fits = Signal()
         in_order = Signal()
@@ -346,7 +372,7 @@ class Toeplitz(wiring.Component):
         seedless = Signal()
         seed_short = Signal()
         open_tile = Signal()
-        open_rows = Signal(32)
+        open_rows = Signal(m_bits)
         m.d.comb += self.free.eq((load == _Load.IDLE) & ~failed & ~faulty & (~stops | restarted))
         with m.If(self.start):
             with m.If(self.free):
@@ -354,6 +380,7 @@ class Toeplitz(wiring.Component):
                     load.eq(_Load.SIZES),
                     n.eq(self.n),
                     rows_bits.eq(self.m),
+                    *([beyond.eq(self.n[n_bits:].any() | self.m[m_bits:].any())] * compact),
                     modified.eq(self.family & ~self.continued),
                     continued.eq(self.continued),
                     unfinished.eq(self.unfinished),
@@ -373,7 +400,7 @@ class Toeplitz(wiring.Component):
                     (rows_bits != 0)
                     & (n != 0)
                     & ~negative
-                    & ~toeplitz_bits[32]
+                    & ~toeplitz_bits[n_bits]
                     & (toeplitz_bits <= self._input_bits)
                     & (rows_bits <= self._output_bits)
                 ),
@@ -385,7 +412,7 @@ class Toeplitz(wiring.Component):
                 load.eq(_Load.WORDS),
             ]
         with m.If(load == _Load.WORDS):
-            with m.If(~fits):
+            with m.If(~fits | beyond if compact else ~fits):
                 m.d.comb += raise_error(ToeplitzError.SIZE)
             with m.Elif(~in_order):
                 m.d.comb += raise_error(ToeplitzError.TILE_ORDER)
@@ -459,7 +486,7 @@ class Toeplitz(wiring.Component):
             m.d.sync += [full.eq(0), full_identity.eq(0)]
         # A clock after it is accepted a word is put where it belongs, by registers for each chunk.
         key_word = Signal(WORD, reset_less=True)
-        m.d.sync += key_word.eq(self.key.payload.word & words_some.replicate(WORD))
+        m.d[way] += key_word.eq(self.key.payload.word & words_some.replicate(WORD))
         puts = [
             Cat(copies(f"put_{i}", Cat(accepts & chunk[i], accepts & chunk_first), 1))
             for i in range(chunks)
@@ -672,7 +699,7 @@ class Toeplitz(wiring.Component):
         (seed_open,) = copies("seed_open", running | (load == _Load.DONE), 1)
         window_enable = Signal(chunks)
         seed_taken = Signal()
-        m.d.sync += [
+        m.d[way] += [
             window_address.eq(window_head),
             seed_word.eq(self.seed.payload.word & seed_open.replicate(WORD)),
             window_enable.eq(seed_moves << seed_chunk),
@@ -716,10 +743,9 @@ class Toeplitz(wiring.Component):
                 m.d.sync += [tail_left.eq(tail_left - 1), tail_some.eq(tail_left != 1)]
         # A clock later, in registers that may lie farther from the stream.
         keeps_fingerprint = Signal()
+        another_seed = begins & ~continued if compact else begun & ~continues
         (late,) = copies(
-            "fingerprint",
-            Cat(seed_taken, (begun & ~continues) | wiping, keeps_fingerprint, seed_word),
-            1,
+            "fingerprint", Cat(seed_taken, another_seed | wiping, keeps_fingerprint, seed_word), 1
         )
         late_word = late[3:]
         with m.If(late[0]):
@@ -778,14 +804,17 @@ class Toeplitz(wiring.Component):
         seed_block = Signal(width, reset_less=True)
         t_lower = Signal(width, reset_less=True)
         t_upper = Signal(width, reset_less=True)
-        m.d.sync += seed_block.eq(Cat(port.data for port in window_read))
+        m.d[way] += seed_block.eq(Cat(port.data for port in window_read))
         adding = over_block("adding", (moves & step_scans) | wiping)
         keeps = over_block("keeps", ~step_first & ~wiping)
         for total, bits in ((t_lower, term_bits[0]), (t_upper, term_bits[1])):
             adds = over_block(f"adds_{total.name}", bits[0] & scans & ~wiping)
-            m.d.sync += total.eq(
-                (adding & ((total & keeps) ^ (seed_block & adds))) | (~adding & total)
-            )
+            following = (total & keeps) ^ (seed_block & adds)
+            if compact:
+                with m.If(adding[0]):
+                    m.d.sync += total.eq(following)
+            else:
+                m.d.sync += total.eq((adding & following) | (~adding & total))
         m.d.comb += [
             product.t.eq(Cat(t_lower, t_upper)),
             product.load.eq(step_loads & scans),
@@ -793,35 +822,41 @@ class Toeplitz(wiring.Component):
 
         # -- the product's input ------------------------------------------------------------
         masks, raw = [input_mask], []
-        for i in range(3):
+        for i in range(0 if compact else 3):
             masks.append(Signal(banks, name=f"input_mask_{i}", reset_less=True))
             m.d.sync += masks[-1].eq(masks[-2])
         key_column = Signal(range(columns_most * buffers), reset_less=True)
-        m.d.sync += key_column.eq(Cat(column, buffer) & ~wiping.replicate(32))
+        m.d[way] += key_column.eq(Cat(column, buffer) & ~wiping.replicate(32))
         for i, ports in enumerate(key_read):
             # Without reset, and read at every clock: the register that block RAM brings along.
             raw.append(Signal(width, name=f"key_block_{i}", reset_less=True))
             at = copies(f"key_address_{i}", key_column, len(ports))
             m.d.comb += [port.addr.eq(one) for port, one in zip(ports, at, strict=True)]
-            m.d.sync += raw[-1].eq(Cat(port.data for port in ports))
+            m.d[way] += raw[-1].eq(Cat(port.data for port in ports))
         # Sums of pairs first: what is masked and added is one look-up table a bit.
-        masked = [one & over_block(f"input_mask_{i}", masks[-1][i]) for i, one in enumerate(raw)]
+        # A compact engine's one bank is in every product.
+        masked = raw
+        if not compact:
+            mask = masks[-1]
+            masked = [one & over_block(f"input_mask_{i}", mask[i]) for i, one in enumerate(raw)]
         pairs = []
         for i in range(0, banks, 2):
             pairs.append(Signal(width, name=f"pair_{i}", reset_less=True))
-            m.d.sync += pairs[-1].eq(reduce(xor, masked[i : i + 2]))
+            m.d[way] += pairs[-1].eq(reduce(xor, masked[i : i + 2]))
         vector = Signal(width, reset_less=True)
-        m.d.sync += vector.eq(reduce(xor, pairs))
+        m.d[way] += vector.eq(reduce(xor, pairs))
         m.d.comb += product.x.eq(vector)
         swaps = [issues & step_first]
-        for i in range(self._SWAP):
+        for i in range(self._swap_after):
             swaps.append(Signal(name=f"swap_{i}", reset_less=True))
             m.d.sync += swaps[-1].eq(swaps[-2])
 
         # -- the sums -----------------------------------------------------------------------
-        latency = product.latency + 2
+        latency = product.latency + (0 if compact else 2)
+        to_read = latency if compact else latency + 2
+        to_write = latency + 1 if compact else latency + 4
         on_way = [Cat(row, output_mask & issues.replicate(banks))]
-        for i in range(latency + 4):
+        for i in range(to_write):
             on_way.append(Signal(len(on_way[0]), name=f"on_way_{i}", reset_less=True))
             m.d.sync += on_way[-1].eq(on_way[-2])
         row_bits = len(row)
@@ -839,31 +874,31 @@ class Toeplitz(wiring.Component):
         takes_identity = Signal()
         m.d.comb += [
             keep_next.eq(1),
-            read_next.eq(Mux(draining, drain_row, on_way[latency + 2][:row_bits])),
-            sum_next.eq(on_way[latency + 4][:row_bits]),
-            enable_next.eq(on_way[latency + 4][row_bits:]),
+            read_next.eq(Mux(draining, drain_row, on_way[to_read][:row_bits])),
+            sum_next.eq(on_way[to_write][:row_bits]),
+            enable_next.eq(on_way[to_write][row_bits:]),
             takes_gather.eq(idle | draining),
             takes_identity.eq(full_identity & identity_free),
         ]
         m.d.sync += [
             clears.eq(clears_next),
             clear_row.eq(drain_row),
-            sum_enable.eq(enable_next),
         ]
+        m.d[way] += sum_enable.eq(enable_next)
         # A clock after `gather`, in registers that may lie farther from the stream.
         (gathered,) = copies("gather", gather, 1)
         gathers = over_block("gathers", takes_gather)
         cleared = Signal()
-        m.d.sync += cleared.eq(clears)
+        m.d[way] += cleared.eq(clears)
         nothing = over_block("nothing", cleared | wiping)
-        m.d.sync += addend.eq(((gathered & gathers) | (product.y & ~gathers)) & ~nothing)
+        m.d[way] += addend.eq(((gathered & gathers) | (product.y & ~gathers)) & ~nothing)
         sum_words = []
         sum_addresses = copies("sum_address", sum_next, banks)
         for i, (sources, sinks) in enumerate(zip(sum_read, sum_write, strict=True)):
             sum_word = Signal(width, name=f"sum_block_{i}", reset_less=True)
-            m.d.sync += sum_word.eq(Cat(source.data for source in sources))
+            m.d[way] += sum_word.eq(Cat(source.data for source in sources))
             written = Signal(width, name=f"written_{i}", reset_less=True)
-            m.d.sync += written.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend)
+            m.d[way] += written.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend)
             read_at = copies(f"read_address_{i}", read_next, len(sources))
             write_at = copies(f"late_sum_address_{i}", sum_addresses[i], len(sinks))
             enables = copies(f"late_sum_enable_{i}", sum_enable[i], len(sinks))
@@ -878,23 +913,26 @@ class Toeplitz(wiring.Component):
 
         # The identity's part of the key: first content of the sums, behind the output.
         drained = Signal(range(rows_most + 1))
-        address_drained = Signal()
-        fresh = Signal()
-        takes_fresh = Signal()
         takes_waiting = Signal()
-        m.d.sync += [
-            address_drained.eq(address < drained),
-            fresh.eq(completes),
-            takes_fresh.eq(idle | (draining & address_drained & ~fresh)),
-            takes_waiting.eq(idle | (draining & (full_address < drained))),
-        ]
-        m.d.comb += identity_free.eq(~clears & Mux(fresh, takes_fresh, takes_waiting))
+        if compact:
+            m.d.comb += identity_free.eq(~clears & takes_waiting)
+        else:
+            address_drained = Signal()
+            fresh = Signal()
+            takes_fresh = Signal()
+            m.d.sync += [
+                address_drained.eq(address < drained),
+                fresh.eq(completes),
+                takes_fresh.eq(idle | (draining & address_drained & ~fresh)),
+            ]
+            m.d.comb += identity_free.eq(~clears & Mux(fresh, takes_fresh, takes_waiting))
+        m.d[way] += takes_waiting.eq(idle | (draining & (full_address < drained)))
         with m.If(clears):
             m.d.sync += drained.eq(drained + 1)
-        # The sums are overwritten two clocks later, when `gathered` holds the block.
+        # The sums are overwritten when `gathered` holds the block: two clocks later, or at once.
         overwrite = [Cat(clears | takes_identity, Mux(clears, clear_row, full_address))]
         overwrite_banks = [Mux(clears, Const(-1, banks), full_bank)]
-        for i in range(2):
+        for i in range(0 if compact else 2):
             overwrite.append(Signal.like(overwrite[-1], name=f"overwrite_{i}"))
             overwrite_banks.append(Signal(banks, name=f"overwrite_banks_{i}"))
             m.d.sync += [
@@ -909,6 +947,7 @@ class Toeplitz(wiring.Component):
             ]
 
         # -- output: words of a group of blocks, then the next group is fetched ---------------
+        fetching = 1 if compact else 4
         fetch = Signal(3)
         fetched = Signal()
         out_word = Signal(range(group_words))
@@ -916,64 +955,90 @@ class Toeplitz(wiring.Component):
         out_left = Signal(row_words)
         out_some = Signal()
         out_end = Signal()
-        chosen = [Signal(WORD, name=f"chosen_{i}", reset_less=True) for i in range(banks)]
         out_bank = Signal(banks, init=1)
-        chosen_valid = Signal()
-        chosen_last = Signal()
-        # A word more than the output holds, so that its `ready` ends at few registers.
-        spare = Signal.like(self.o.payload, reset_less=True)
-        out = Signal.like(self.o.payload, reset_less=True)
-        m.d.comb += self.o.payload.eq(out)
-        spare_valid = Signal()
-        spare_next = Signal()
         takes_word = Signal()
-        selected = Signal.like(self.o.payload)
-        last_mask = Signal(WORD, reset_less=True)
         chunk_bits = (chunks - 1).bit_length()
-        m.d.comb += [
-            spare_next.eq(self.o.valid & ~self.o.ready & (spare_valid | chosen_valid)),
-            takes_word.eq(fetched & out_some & (~chosen_valid | ~spare_valid)),
-            selected.word.eq(reduce(or_, chosen) & (last_mask | (~chosen_last).replicate(WORD))),
-            selected.last.eq(chosen_last),
-            clears_next.eq(takes_word & (out_word_last | out_end)),
-        ]
         last_bit = Signal(6)
-        m.d.sync += [
-            last_bit.eq(last_bits - 1),
-            last_mask.eq(Cat(last_bit >= i for i in range(WORD))),
-        ]
-        m.d.sync += spare_valid.eq(spare_next)
-        with m.If(~self.o.valid | self.o.ready):
-            m.d.sync += [
-                self.o.valid.eq(spare_valid | chosen_valid),
-                out.eq(Mux(spare_valid, spare, selected)),
+        chosen_valid = Signal()
+        spare_valid = Signal()
+        # Flags of registers that a word of output is in.
+        occupied: list[Value] = []
+        if compact:
+            # An error that is found as the output begins stops it before its first word.
+            m.d.comb += [
+                self.o.valid.eq(fetched & out_some & ~stops),
+                takes_word.eq(self.o.valid & self.o.ready),
+                clears_next.eq(takes_word),
+                self.o.payload.last.eq(out_end),
             ]
-        with m.If(~spare_valid):
-            m.d.sync += [spare.eq(selected), chosen_valid.eq(0)]
-        blocked = copies("blocked", spare_next, banks)
-        for i, (one, sum_word, stays) in enumerate(zip(chosen, sum_words, blocked, strict=True)):
-            # Once more in registers, on the way from block RAM.
-            block = Signal(width, name=f"out_block_{i}", reset_less=True)
-            m.d.sync += block.eq(sum_word)
-            with m.If(~chosen_valid | ~stays):
-                m.d.sync += one.eq(0)
-                with m.If(out_bank[i]):
-                    m.d.sync += one.eq(block.word_select(out_word[:chunk_bits], WORD))
-        with m.If(~chosen_valid | ~spare_valid):
-            m.d.sync += chosen_last.eq(out_end)
+            m.d.sync += last_bit.eq(last_bits - 1)
+            # The last word's bytes before that of its last bit, that byte, and the bits of it:
+            # tables, as comparisons with numbers would be chains of carries on an iCE40.
+            coarse, fine = last_bit[3:], last_bit[:3]
+            before = Array(Const((1 << i) - 1, 8) for i in range(8))[coarse]
+            at = Array(Const(1 << i, 8) for i in range(8))[coarse]
+            bits = Array(Const((2 << i) - 1, 8) for i in range(8))[fine]
+            whole = (before | (~out_end).replicate(8)) & self.o.valid.replicate(8)
+            partly = at & self.o.valid.replicate(8)
+            mask = Cat(whole[i].replicate(8) | (partly[i].replicate(8) & bits) for i in range(8))
+            m.d.comb += self.o.payload.word.eq(sum_words[0] & mask)
+        else:
+            chosen = [Signal(WORD, name=f"chosen_{i}", reset_less=True) for i in range(banks)]
+            chosen_last = Signal()
+            # A word more than the output holds, so that its `ready` ends at few registers.
+            spare = Signal.like(self.o.payload, reset_less=True)
+            out = Signal.like(self.o.payload, reset_less=True)
+            m.d.comb += self.o.payload.eq(out)
+            spare_next = Signal()
+            selected = Signal.like(self.o.payload)
+            last_mask = Signal(WORD, reset_less=True)
+            m.d.comb += [
+                spare_next.eq(self.o.valid & ~self.o.ready & (spare_valid | chosen_valid)),
+                takes_word.eq(fetched & out_some & (~chosen_valid | ~spare_valid)),
+                selected.word.eq(
+                    reduce(or_, chosen) & (last_mask | (~chosen_last).replicate(WORD))
+                ),
+                selected.last.eq(chosen_last),
+                clears_next.eq(takes_word & (out_word_last | out_end)),
+            ]
+            m.d.sync += [
+                last_bit.eq(last_bits - 1),
+                last_mask.eq(Cat(last_bit >= i for i in range(WORD))),
+            ]
+            m.d.sync += spare_valid.eq(spare_next)
+            with m.If(~self.o.valid | self.o.ready):
+                m.d.sync += [
+                    self.o.valid.eq(spare_valid | chosen_valid),
+                    out.eq(Mux(spare_valid, spare, selected)),
+                ]
+            with m.If(~spare_valid):
+                m.d.sync += [spare.eq(selected), chosen_valid.eq(0)]
+            blocked = copies("blocked", spare_next, banks)
+            ways = zip(chosen, sum_words, blocked, strict=True)
+            for i, (one, sum_word, stays) in enumerate(ways):
+                # Once more in registers, on the way from block RAM.
+                block = Signal(width, name=f"out_block_{i}", reset_less=True)
+                m.d.sync += block.eq(sum_word)
+                with m.If(~chosen_valid | ~stays):
+                    m.d.sync += one.eq(0)
+                    with m.If(out_bank[i]):
+                        m.d.sync += one.eq(block.word_select(out_word[:chunk_bits], WORD))
+            with m.If(~chosen_valid | ~spare_valid):
+                m.d.sync += chosen_last.eq(out_end)
+            occupied = [chosen_valid, self.o.valid, spare_valid]
         with m.If(takes_word & (out_word[:chunk_bits] == chunks - 1)):
             m.d.sync += out_bank.eq(out_bank.rotate_left(1))
         with m.If(takes_word):
             m.d.sync += [
-                chosen_valid.eq(1),
+                *(one.eq(1) for one in occupied[:1]),
                 out_word.eq(Mux(out_word_last, 0, out_word + 1)),
                 out_word_last.eq((out_word == group_words - 2) | (group_words == 1)),
                 out_left.eq(out_left - 1),
                 out_some.eq(~out_end),
                 out_end.eq(out_left == 2),
             ]
-        with m.If(draining & (fetch != 4)):
-            m.d.sync += [fetch.eq(fetch + 1), fetched.eq(fetch == 3)]
+        with m.If(draining & (fetch != fetching)):
+            m.d.sync += [fetch.eq(fetch + 1), fetched.eq(fetch == fetching - 1)]
         with m.If(clears_next):
             m.d.sync += [drain_row.eq(drain_row + 1), fetch.eq(0), fetched.eq(0)]
 
@@ -983,7 +1048,7 @@ class Toeplitz(wiring.Component):
         sweep_last = Signal.like(last_column)
         late_address = Signal.like(key_write_address)
         late_enable = Signal.like(key_write_enable)
-        m.d.sync += [late_address.eq(key_write_address), late_enable.eq(key_write_enable)]
+        m.d[way] += [late_address.eq(key_write_address), late_enable.eq(key_write_enable)]
         for i, ports in enumerate(key_write):
             write_at = copies(f"key_write_address_{i}", late_address, len(ports))
             enables = copies(f"key_write_enable_{i}", late_enable[i], len(ports))
@@ -1022,6 +1087,7 @@ class Toeplitz(wiring.Component):
         # -- states -------------------------------------------------------------------------
         dirty = Signal()
         m.d.sync += keeps_fingerprint.eq(0)
+        finishing = product.latency - 1 if compact else latency + 6
         finish = Signal(range(max(latency + 9, 16)))
         finish_over = Signal()
         with m.If(begins):
@@ -1071,7 +1137,7 @@ class Toeplitz(wiring.Component):
         with m.If(state == ToeplitzState.FINISH):
             m.d.sync += finish.eq(finish + 1)
             # The key before must have been overwritten, which outlasts a block that is far shorter.
-            m.d.sync += finish_over.eq((finish == latency + 6) | (finish_over & sweep_pending))
+            m.d.sync += finish_over.eq((finish == finishing) | (finish_over & sweep_pending))
             with m.If(finish_over & ~sweep_pending):
                 m.d.sync += [
                     sweep_pending.eq(1),
@@ -1097,7 +1163,7 @@ class Toeplitz(wiring.Component):
                         with m.If(same_seed):
                             m.d.comb += raise_error(ToeplitzError.SEED_REUSED)
         empties = Signal()
-        m.d.sync += empties.eq(
+        m.d[way] += empties.eq(
             draining & ~out_some & ~chosen_valid & ~spare_valid & (~self.o.valid | self.o.ready)
         )
         with m.If(draining & empties):
@@ -1146,9 +1212,11 @@ class Toeplitz(wiring.Component):
                 enable_next.eq((~flushing).replicate(banks)),
                 product.load.eq(flush == 4),
             ]
-            m.d.sync += [
+            m.d[way] += [
                 window_address.eq(sweep),
                 window_enable.eq((~flushing).replicate(chunks)),
+            ]
+            m.d.sync += [
                 key_write_address.eq(sweep),
                 key_write_enable.eq((~flushing).replicate(banks)),
             ]
@@ -1176,6 +1244,7 @@ class Toeplitz(wiring.Component):
         with m.If(self.wipe):
             m.d.sync += self.wiped.eq(0)
         with m.If(stops):
+            m.d[way] += seed_taken.eq(0)
             m.d.sync += [
                 *enters(ToeplitzState.WIPE),
                 running.eq(0),
@@ -1199,7 +1268,6 @@ class Toeplitz(wiring.Component):
                 scans.eq(0),
                 walking.eq(0),
                 open_tile.eq(0),
-                seed_taken.eq(0),
                 keeps_fingerprint.eq(0),
                 key_misses.eq(0),
                 seed_misses.eq(0),
@@ -1207,9 +1275,7 @@ class Toeplitz(wiring.Component):
                 fetched.eq(0),
                 out_some.eq(0),
                 last_bits.eq(0),
-                chosen_valid.eq(0),
-                self.o.valid.eq(0),
-                spare_valid.eq(0),
+                *(one.eq(0) for one in occupied),
                 seed_some.eq(0),
             ]
             # A hash started since then is not what is to be stopped.

@@ -164,14 +164,17 @@ class SmallestProduct(wiring.Component):
 
 
 class _Split(wiring.Component):
-    """A product split one or two levels at once, with registers before and after the parts."""
+    """A product split one or two levels at once, with registers before and after the parts.
 
-    def __init__(self, width: int, smallest: int):
-        self._width, self._smallest = width, smallest
+    Compact, without those before them.
+    """
+
+    def __init__(self, width: int, smallest: int, compact: bool):
+        self._width, self._smallest, self._compact = width, smallest, compact
         self._step = min(2, _exponent(width, smallest))
         self.leaves = 3 ** _exponent(width, smallest)
         # Registers of its own for each part, to load it.
-        self.loads = 3**self._step
+        self.loads = 1 if compact else 3**self._step
         super().__init__(
             {
                 "t": In(self.leaves * (2 * smallest - 1)),
@@ -184,7 +187,8 @@ class _Split(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        products, whole = _parts(m, self, self._width, self._smallest, [self._step])
+        sizes = self._width, self._smallest
+        products, whole = _parts(m, self, *sizes, [self._step], self._compact)
         share = len(self.t) // len(products)
         for i, product in enumerate(products):
             m.d.comb += [
@@ -196,25 +200,33 @@ class _Split(wiring.Component):
 
 
 def _parts(
-    m: Module, product: wiring.Component, width: int, smallest: int, steps: list[int]
+    m: Module,
+    product: wiring.Component,
+    width: int,
+    smallest: int,
+    steps: list[int],
+    compact: bool,
 ) -> tuple[list["SmallestProduct | _Split"], Signal]:
     """The products that a product is split in, between registers for each step, and the whole.
 
-    A step is a number of levels.
+    A step is a number of levels. Compact, there are registers behind the products alone.
     """
     swap, vectors = product.swap, [product.x]
     for stage, step in enumerate(steps):
+        terms = [part for one in vectors for part in vector_parts(one, step)]
+        if compact:
+            vectors = terms
+            continue
         m.submodules[f"register_copy_{stage}"] = copy = RegisterCopy()
         m.d.comb += copy.i.eq(swap)
         swap = copy.o
-        terms = [part for one in vectors for part in vector_parts(one, step)]
         vectors = []
         for i, one in enumerate(terms):
             vectors.append(Signal(len(one), name=f"vector_{stage}_{i}", reset_less=True))
             m.d.sync += vectors[-1].eq(one)
     parts: list[SmallestProduct | _Split] = []
     for i, vector in enumerate(vectors):
-        m.submodules[f"part_{i}"] = part = _product(width >> sum(steps), smallest)
+        m.submodules[f"part_{i}"] = part = _product(width >> sum(steps), smallest, compact)
         m.d.comb += [part.x.eq(vector), part.swap.eq(swap)]
         parts.append(part)
     products: list[Value] = [part.y for part in parts]
@@ -229,8 +241,8 @@ def _parts(
     return parts, wholes[0]
 
 
-def _product(width: int, smallest: int) -> SmallestProduct | _Split:
-    return SmallestProduct(width) if width <= smallest else _Split(width, smallest)
+def _product(width: int, smallest: int, compact: bool) -> SmallestProduct | _Split:
+    return SmallestProduct(width) if width <= smallest else _Split(width, smallest, compact)
 
 
 class ToeplitzProduct(wiring.Component):
@@ -260,6 +272,8 @@ class ToeplitzProduct(wiring.Component):
         Rows and columns, a power of two.
     smallest
         Size of the products that are not split any more, a power of two.
+    compact
+        Leave out the registers before the parts, for parts with few logic cells and a slow clock.
 
     Members
     -------
@@ -274,16 +288,17 @@ class ToeplitzProduct(wiring.Component):
         Vectors of ``width`` bits.
     """
 
-    def __init__(self, width: int = 64, smallest: int = 8):
+    def __init__(self, width: int = 64, smallest: int = 8, *, compact: bool = False):
         for size in (width, smallest):
             if size < 1 or size & (size - 1):
                 raise ValueError(f"{width} and {smallest}: allowed are powers of two")
         self._width, self._smallest = width, min(width, smallest)
+        self._compact = compact
         self._levels = _exponent(width, smallest)
         self._step = min(2, self._levels)
         # The more parts a matrix is taken in by, the fewer wires go to all of them, but the longer
         # it takes; a small core has no long wires.
-        self._large = self._levels > 4
+        self._large = self._levels > 4 and not compact
         self._load_step = 3 if self._large else self._step
         # Registers that the sums pass on their way to the parts: how many at each stage.
         self._way = [3, 3, 9] if self._large else []
@@ -307,12 +322,12 @@ class ToeplitzProduct(wiring.Component):
     @property
     def latency(self) -> int:
         """Clocks from x to y."""
-        return 2 * (self.splits + self._large) + 1
+        return self.splits + 1 if self._compact else 2 * (self.splits + self._large) + 1
 
     @property
     def swapping(self) -> int:
         """Clocks from ``swap`` until the matrix taken in last may be overwritten."""
-        return self.splits + self._large + 1
+        return 1 if self._compact else self.splits + self._large + 1
 
     @property
     def held(self) -> int:
@@ -363,10 +378,11 @@ class ToeplitzProduct(wiring.Component):
             m.d.sync += track[-1].eq(track[-2])
 
         if self._step:
-            products, whole = _parts(m, self, self._width, self._smallest, self._steps)
+            sizes = self._width, self._smallest
+            products, whole = _parts(m, self, *sizes, self._steps, self._compact)
             m.d.comb += self.y.eq(whole)
         else:
-            m.submodules.part_0 = product = _product(size, self._smallest)
+            m.submodules.part_0 = product = _product(size, self._smallest, self._compact)
             m.d.comb += [product.x.eq(self.x), product.swap.eq(self.swap), self.y.eq(product.y)]
             products = [product]
         # On their way the sums pass registers for each third of the core, then for each part.
@@ -383,6 +399,10 @@ class ToeplitzProduct(wiring.Component):
         turns = count // len(products)
         for i, product in enumerate(products):
             m.d.comb += product.t.eq(ways[i * len(ways) // len(products)].replicate(turns))
+            if self._compact:
+                chosen = track[-1][i * turns : (i + 1) * turns]
+                m.d.comb += product.load.eq(chosen)
+                continue
             for j in range(product.loads):
                 m.submodules[f"load_{i}_register_copy_{j}"] = one = RegisterCopy()
                 m.d.comb += [

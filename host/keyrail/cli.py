@@ -442,8 +442,16 @@ def verilog() -> None:
 @click.option("--smallest", type=int, default=8, show_default=True, help="Products not split.")
 @click.option("--splits", type=int, default=1, show_default=True, help="Splits over blocks.")
 @click.option("--ahead/--no-ahead", default=True, help="Take the next key in meanwhile or not.")
+@click.option("--compact", is_flag=True, help="Few logic cells, slow clock; width 64, splits 0.")
 def verilog_toeplitz(
-    file: str, n: int, m: int | None, width: int, smallest: int, splits: int, ahead: bool
+    file: str,
+    n: int,
+    m: int | None,
+    width: int,
+    smallest: int,
+    splits: int,
+    ahead: bool,
+    compact: bool,
 ) -> None:
     """Write the Toeplitz engine to FILE (-: standard output).
 
@@ -468,6 +476,7 @@ def verilog_toeplitz(
             smallest=smallest,
             splits=splits,
             ahead=ahead,
+            compact=compact,
         )
     except ValueError as error:
         raise KeyrailError(f"toeplitz: {error}") from None
@@ -631,6 +640,7 @@ def program(board: str, file: str, dry_run: bool) -> None:
     "or of 64, 128, 256; 4, 8, 16; 0 to 3. Synthesis alone but for --route.",
 )
 @click.option("--output-registers", is_flag=True, help="Use those of block RAM (ECP5).")
+@click.option("--compact", is_flag=True, help="Few logic cells, slow clock; width 64, splits 0.")
 @click.option("--route/--no-route", default=None, help="Place and route too.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Variants at a time.")
 @click.option("--json", "json_file", type=str, default=None, help="Write the result as JSON (-).")
@@ -648,6 +658,7 @@ def toeplitz(
     frequency: float,
     explore: bool,
     output_registers: bool,
+    compact: bool,
     route: bool | None,
     jobs: int,
     json_file: str | None,
@@ -675,7 +686,7 @@ def toeplitz(
     require_tools()
     n = n if n is not None else input_bits
     base = engines.Run(
-        engines.ToeplitzConfiguration(input_bits, output_bits),
+        engines.ToeplitzConfiguration(input_bits, output_bits, compact=compact),
         part.name,
         n,
         m if m is not None else max(1, n // 4),
@@ -692,7 +703,8 @@ def toeplitz(
         runs = engines.variants(base, width, smallest, splits)
         results = engines.explore(runs, say, route=bool(route), jobs=jobs)
     else:
-        (run,) = engines.variants(base, width or (64,), smallest or (8,), splits or (1,))
+        levels = splits or ((0,) if compact else (1,))
+        (run,) = engines.variants(base, width or (64,), smallest or (8,), levels)
         results = list(engines.measure(run, say, route is not False))
     # A pipe has no width: eleven columns are not to be cut for it.
     output = Console(stderr=json_file == "-", width=None if sys.stdout.isatty() else 110)

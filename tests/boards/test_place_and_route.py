@@ -289,3 +289,29 @@ def test_register_copies_survive_through_placement(device):
     again = tools.place_and_route(kept, seed=3, frequency=50.0, progress=lines.append)
     assert again == routed
     assert lines == []
+
+
+def test_rows_of_other_parts_stay(monkeypatch, tmp_path):
+    measured = json.loads((Path(__file__).parents[2] / "docs/figures/toeplitz.json").read_text())
+    row = measured["results"][0]
+
+    def explore(runs, progress, *, route, jobs, found):
+        for run in runs:
+            for seed in run.seeds:
+                found(row | {"device": run.device, "seed": seed})
+
+    monkeypatch.setattr(engines, "explore", explore)
+    file = tmp_path / "toeplitz.json"
+    file.write_text(json.dumps(measured | {"results": [row], "command": "x", "commit": "y"}))
+    assert engines.main(["--device", "ice40up5k", str(file)]) == 0
+    written = json.loads(file.read_text())["results"]
+    assert [(one["device"], one["seed"]) for one in written] == [
+        (row["device"], row["seed"]),
+        *(("iCE40UP5K", seed) for seed in (1, 2, 3)),
+    ]
+    assert (written[0]["command"], written[0]["commit"]) == ("x", "y")
+    assert written[1]["command"] == 'make pnr-toeplitz DEVICES="ice40up5k"'
+    assert file.with_suffix(".md").read_text().count("iCE40UP5K") > 3
+    # All of them anew.
+    assert engines.main([str(file)]) == 0
+    assert len(json.loads(file.read_text())["results"]) == sum(len(r.seeds) for r in engines.FIGURE)

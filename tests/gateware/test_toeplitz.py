@@ -20,15 +20,23 @@ FAMILIES = ("plain", "modified")
 RUN, FINISH, FAILED = 2, 3, 5
 
 
-CORES = {"128-2": (128, 2, 4), "64-0": (64, 0, 64)}
-"""Width, splits and smallest product of the engines tried; the stations' own has benches there."""
+CORES = {
+    "128-2": (128, 2, 4, False),
+    "64-0": (64, 0, 64, False),
+    "64-0-compact": (64, 0, 8, True),
+}
+"""Width, splits, smallest product of the engines tried, and whether they are compact.
+
+The stations' own has benches there.
+"""
 
 
 def engine(core=None):
     from keyrail_gateware.toeplitz import Toeplitz as Gateware
 
-    width, splits, smallest = CORES[core or bench.parameter("core")]
-    return Gateware(INPUT_BITS, OUTPUT_BITS, width=width, splits=splits, smallest=smallest)
+    width, splits, smallest, compact = CORES[core or bench.parameter("core")]
+    sizes = {"width": width, "splits": splits, "smallest": smallest}
+    return Gateware(INPUT_BITS, OUTPUT_BITS, **sizes, compact=compact)
 
 
 async def begin(dut):

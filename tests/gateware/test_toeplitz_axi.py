@@ -115,6 +115,7 @@ def test_export(tmp_path):
         (["--width", "100"], "width 100: allowed are powers of two"),
         (["--n", "1000"], "allowed are powers of two"),
         (["--splits", "9"], "--splits"),
+        (["--compact"], "compact: allowed with width 64 and no splits"),
     ],
 )
 def test_wrong_sizes_are_refused(tmp_path, arguments, said):

@@ -104,11 +104,15 @@ def test_split_over_blocks_is_the_matrix(levels):
 
 
 @pytest.mark.parametrize(
-    ("width", "smallest"), [(8, 8), (16, 8), (32, 8), (32, 4), (16, 1), (32, 1)]
+    ("width", "smallest", "compact"),
+    [
+        *((8, 8, False), (16, 8, False), (32, 8, False), (32, 4, False), (16, 1, False)),
+        *((32, 1, False), (8, 8, True), (32, 4, True)),
+    ],
 )
-def test_every_pair_of_basis_vectors(width, smallest):
+def test_every_pair_of_basis_vectors(width, smallest, compact):
     """The product is linear in both operands, so pairs of single ones are all there is."""
-    product = ToeplitzProduct(width, smallest)
+    product = ToeplitzProduct(width, smallest, compact=compact)
     rng = generator("product", width, smallest)
     step = product.loading + product.swapping + width
 
