@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from keyrail.errors import MissingExtra, SettingError
 from keyrail_boards import place_and_route as tools
+from keyrail_boards import receiver
 from keyrail_boards import toeplitz as engines
 from keyrail_boards.place_and_route import DEVICES, ToolFailed
 
@@ -315,3 +317,44 @@ def test_rows_of_other_parts_stay(monkeypatch, tmp_path):
     # All of them anew.
     assert engines.main([str(file)]) == 0
     assert len(json.loads(file.read_text())["results"]) == sum(len(r.seeds) for r in engines.FIGURE)
+
+
+class Queue(wiring.Component):
+    """A FIFO out of block RAM."""
+
+    def __init__(self):
+        super().__init__({"i": In(36), "put": In(1), "take": In(1), "o": Out(36), "some": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.fifo = fifo = SyncFIFOBuffered(width=36, depth=513)
+        m.d.comb += [
+            fifo.w_data.eq(self.i),
+            fifo.w_en.eq(self.put),
+            fifo.r_en.eq(self.take),
+            self.o.eq(fifo.r_data),
+            self.some.eq(fifo.r_rdy),
+        ]
+        return m
+
+
+@needs_tools
+def test_memories_that_are_read_apart_get_no_logic_for_reads_of_what_is_written():
+    part = DEVICES["LFE5U-25F-6"]
+    plain = tools.synthesise(Queue(), part)
+    apart = tools.synthesise(Queue(), part, apart=("*.fifo.storage",))
+    # A register of the word written, and the multiplexer that chooses it.
+    assert plain.counts["ff"] - apart.counts["ff"] >= 36
+    assert plain.counts["lut4"] - apart.counts["lut4"] >= 36
+    assert plain.counts["bram"] == apart.counts["bram"] > 0
+
+
+def test_a_receiver_is_measured_in_one_design_or_in_two():
+    by_part = {}
+    for run in receiver.FIGURE:
+        by_part.setdefault(run.device, []).append(run)
+    assert [run.scope for run in by_part["LFE5U-25F-6"]] == ["tag path", "front end"]
+    (whole,) = by_part["LFE5U-85F-6"]
+    assert (whole.scope, whole.channels, whole.inputs, whole.lines) == ("station", 8, 8, 4)
+    design = by_part["LFE5U-25F-6"][1].design()
+    assert design.inputs == 4
