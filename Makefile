@@ -14,6 +14,8 @@ TESTS ?= tests
 JOBS ?= 1
 # Parts to place and route for, all if none, such as DEVICES=LFE5U-25F-6.
 DEVICES ?=
+# nextpnr's seeds for pnr-toeplitz, all if none, such as SEEDS="1 2".
+SEEDS ?=
 
 # Boards to build for, all if none, such as BOARDS="ecpix5-45f orangecrab-25f".
 BOARDS ?=
@@ -110,7 +112,7 @@ figure-acquisition: env ## Success rate of the acquisition, write docs/figures/a
 	$(RUN)python -m keyrail_sim.figures plot acquisition docs/figures/acquisition.json docs/figures/acquisition.svg
 
 pnr-toeplitz: env ## Place and route the Toeplitz engine, write docs/figures/toeplitz.json.
-	$(RUN)python -m keyrail_boards.toeplitz --jobs $(JOBS) $(DEVICES:%=--device %) docs/figures/toeplitz.json
+	$(RUN)python -m keyrail_boards.toeplitz --jobs $(JOBS) $(DEVICES:%=--device %) $(SEEDS:%=--seed %) docs/figures/toeplitz.json
 
 pnr-sender: env ## Place and route the sender's station on a 25F, write docs/figures/sender.json.
 	$(RUN)python -m keyrail_boards.sender docs/figures/sender.json

@@ -534,7 +534,7 @@ def _order(result: dict[str, Any]) -> tuple[Any, ...]:
 def main(arguments: list[str]) -> int:
     """Measure `FIGURE` or `EXPLORED`; the file is written anew after each result.
 
-    With parts named, rows of other parts stay in it.
+    With parts or seeds named, rows of others stay in it.
     """
     parser = argparse.ArgumentParser(prog="python -m keyrail_boards.toeplitz")
     parser.add_argument("file", type=Path, help="JSON file to write")
@@ -542,11 +542,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--device", action="append", default=[], help="part (all if not given; repeat it for more)"
     )
+    parser.add_argument(
+        "--seed", action="append", default=[], type=int, help="nextpnr's seed (likewise)"
+    )
     parser.add_argument("--explored", action="store_true", help="variants, most of them not routed")
     chosen = parser.parse_args(arguments)
     command = "make figure-toeplitz_explored" if chosen.explored else "make pnr-toeplitz"
     if chosen.device:
         command += f' DEVICES="{" ".join(chosen.device)}"'
+    if chosen.seed:
+        command += f' SEEDS="{" ".join(map(str, chosen.seed))}"'
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -562,13 +567,22 @@ def main(arguments: list[str]) -> int:
 
     try:
         devices = {device_named(name).name for name in chosen.device} or set(DEVICES)
-        if chosen.device and chosen.file.exists():
-            # Rows of other parts stay, with command and commit that they are from.
-            before = json.loads(chosen.file.read_text())
-            made = {name: before[name] for name in ("command", "commit")}
-            others += [made | one for one in before["results"] if one["device"] not in devices]
         runs = EXPLORED if chosen.explored else FIGURE
         runs = tuple(run for run in runs if run.device in devices)
+        if chosen.seed:
+            wanted = (tuple(s for s in run.seeds if s in chosen.seed) for run in runs)
+            chosen_seeds = zip(runs, wanted, strict=True)
+            runs = tuple(replace(run, seeds=seeds) for run, seeds in chosen_seeds if seeds)
+        if (chosen.device or chosen.seed) and chosen.file.exists():
+            # Rows of others stay, with command and commit that they are from.
+            before = json.loads(chosen.file.read_text())
+            made = {name: before[name] for name in ("command", "commit")}
+            measured = {(run.device, seed) for run in runs for seed in run.seeds or (None,)}
+            others += [
+                made | one
+                for one in before["results"]
+                if (one["device"], one.get("seed")) not in measured
+            ]
         explore(runs, progress, route=True, jobs=max(1, chosen.jobs), found=write)
     except KeyrailError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -256,6 +256,22 @@ def test_output_registers_of_block_ram_are_used():
 
 
 @needs_tools
+def test_cells_are_placed_where_they_are_told():
+    part = DEVICES["LFE5U-25F-6"]
+    netlist = tools.synthesise(Store(reset=False), part, output_registers=True)
+    cells = json.loads((netlist.folder / "netlist.json").read_text())["modules"]["top"]["cells"]
+    (memory,) = (name for name, cell in cells.items() if cell["type"] == "DP16KD")
+    placed = {}
+    for site in (None, "X6/Y25/EBR1"):
+        sites = {memory: site} if site else None
+        folder = tools.place(netlist, frequency=300.0, sites=sites)
+        design = json.loads((folder / "placed.json").read_text())["modules"]["top"]["cells"]
+        placed[site] = design[memory]["attributes"]["NEXTPNR_BEL"]
+        assert [file.name for file in folder.glob("netlist*")] == []
+    assert placed[None] != placed["X6/Y25/EBR1"] == "X6/Y25/EBR1"
+
+
+@needs_tools
 def test_registers_with_a_reset_stay_outside_of_block_ram():
     netlist = tools.synthesise(Store(reset=True), DEVICES["LFE5U-25F-6"], output_registers=True)
     assert netlist.moved == 0
@@ -314,6 +330,13 @@ def test_rows_of_other_parts_stay(monkeypatch, tmp_path):
     assert (written[0]["command"], written[0]["commit"]) == ("x", "y")
     assert written[1]["command"] == 'make pnr-toeplitz DEVICES="ice40up5k"'
     assert file.with_suffix(".md").read_text().count("iCE40UP5K") > 3
+    # So do rows of other seeds of a part, with what they were made by.
+    assert engines.main(["--device", "iCE40UP5K", "--seed", "2", str(file)]) == 0
+    written = json.loads(file.read_text())["results"]
+    assert [one["seed"] for one in written[1:]] == [1, 2, 3]
+    one, two, three = (row["command"] for row in written[1:])
+    assert one == three == 'make pnr-toeplitz DEVICES="ice40up5k"'
+    assert two == 'make pnr-toeplitz DEVICES="iCE40UP5K" SEEDS="2"'
     # All of them anew.
     assert engines.main([str(file)]) == 0
     assert len(json.loads(file.read_text())["results"]) == sum(len(r.seeds) for r in engines.FIGURE)
