@@ -29,6 +29,8 @@ CLOCK_STEPS = 10_000
 """Steps of simulation time (1 ps) in a clock."""
 LIMIT = 200_000
 """Clocks after which a wait is given up: every bench ends by itself."""
+OPTIMISATION = "OPT_FAST=-O1"
+"""The compiler takes most of the time of most benches, and the simulated block little of it."""
 SEED = int(os.environ.get("KEYRAIL_SEED", "20260101"))
 
 
@@ -57,8 +59,8 @@ def run(
     from keyrail_sim.verilate import verilator_environment
 
     name = name or type(component).__name__.lower()
-    environment = verilator_environment()
-    os.environ.update(environment)
+    os.environ.update(verilator_environment())
+    os.environ["MAKEFLAGS"] += f" {OPTIMISATION}"
     text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
     if simulator == "icarus":
         # It runs always @* only after a change: give every block one at time zero.
