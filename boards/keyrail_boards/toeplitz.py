@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -274,11 +275,12 @@ def tiled(
     slower: engine or cable.
     """
     clocks = words = tiles = 0
+    clocks_of = cache(engine.clocks)  # a small engine has millions of tiles, few of them unlike
     rows = places(n, m, family, configuration.input_bits, configuration.output_bits)
     for row in rows:
         for place in row:
             one = place.geometry
-            clocks += int(engine.clocks(one.n, one.m, one.family, unfinished=place.unfinished))
+            clocks += int(clocks_of(one.n, one.m, one.family, unfinished=place.unfinished))
             words += one.key_words + one.seed_words + (0 if place.unfinished else one.rows)
             tiles += 1
     carried = words * WORD
