@@ -67,7 +67,11 @@ BOARDS = (
         code=BoardCode.ORANGECRAB_25F,
         platform=lambda: _platform("OrangeCrabR0_2_25FPlatform"),
         device=ecp5("LFE5U-25F", "8", "csfBGA285"),
-        fits=_FITS | {(Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_TOO_LARGE)},
+        fits=_FITS
+        | {
+            (Role.SENDER, "small"): Fit(SENDER_SMALL, 48, claims=True),
+            (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_TOO_LARGE),
+        },
         **_SHARED,
     ),
     Board(
