@@ -239,7 +239,7 @@ def memory_sites(netlist: Netlist) -> dict[str, str]:
     Raises
     ------
     ToolFailed
-        If the memories of a bank are more than a row holds.
+        If there are not as many banks as rows, or the memories of one are more than a row holds.
     """
     design = json.loads((netlist.folder / "netlist.json").read_text())
     banks: dict[int, list[tuple[int, str]]] = {}
@@ -249,6 +249,8 @@ def memory_sites(netlist: Netlist) -> dict[str, str]:
             bits = 18 if found[1] == "key" else 36
             middle = (5 * int(found[3]) + int(found[4])) * 2 * bits + bits
             banks.setdefault(int(found[2]), []).append((middle, name))
+    if len(banks) != len(_BRAM_ROWS):
+        raise ToolFailed(f"{len(banks)} banks of memory: {len(_BRAM_ROWS)} rows have sites")
     sites: dict[str, str] = {}
     for bank, row in zip(sorted(banks), _BRAM_ROWS, strict=True):
         first = (len(_BRAM_COLUMNS) - len(banks[bank])) // 2

@@ -343,6 +343,47 @@ def test_rows_of_other_parts_stay(monkeypatch, tmp_path):
     assert len(json.loads(file.read_text())["results"]) == sum(len(r.seeds) for r in engines.FIGURE)
 
 
+def with_memories(folder, banks, slices):
+    """What `memory_sites` reads of a netlist, with as many slices of five block RAMs in a bank."""
+    cells = {
+        f"component.{kind}_{bank}_{i}.0.{j}": {"type": "DP16KD"}
+        for bank in range(banks)
+        for kind, count in slices
+        for i in range(count)
+        for j in range(5)
+    }
+    cells["component.window_0.0.0"] = {"type": "TRELLIS_DPR16X4"}
+    (folder / "netlist.json").write_text(json.dumps({"modules": {"top": {"cells": cells}}}))
+    return tools.Netlist(DEVICES["LFE5U-85F-6"], folder, {}, 0.0)
+
+
+def test_memories_lie_in_the_order_of_their_bits(tmp_path):
+    sites = engines.memory_sites(with_memories(tmp_path, 4, [("key", 6), ("sum", 3)]))
+    assert len(sites) == len(set(sites.values())) == 4 * 9 * 5
+    assert not any("window" in cell for cell in sites)
+    rows = {}
+    for cell, site in sites.items():
+        bank = int(cell.split("_")[1])
+        x, y, _ = site.split("/")
+        rows.setdefault((bank, y), {})[cell.replace(f"_{bank}_", "_")] = int(x[1:])
+    assert sorted(rows) == [(0, "Y22"), (1, "Y46"), (2, "Y70"), (3, "Y82")]
+    # All banks alike, and the same bits of key and sums close to each other.
+    first, *others = rows.values()
+    assert all(row == first for row in others)
+    order = sorted(first, key=first.__getitem__)
+    assert order[:3] == ["component.key_0.0.0", "component.sum_0.0.0", "component.key_0.0.1"]
+    assert order[-1] in ("component.key_5.0.4", "component.sum_2.0.4")
+
+
+@pytest.mark.parametrize(
+    ("banks", "key_slices", "words"), [(2, 6, "2 banks"), (4, 12, "75 block RAMs")]
+)
+def test_memories_that_have_no_sites(banks, key_slices, words, tmp_path):
+    netlist = with_memories(tmp_path, banks, [("key", key_slices), ("sum", 3)])
+    with pytest.raises(tools.ToolFailed, match=words):
+        engines.memory_sites(netlist)
+
+
 class Queue(wiring.Component):
     """A FIFO out of block RAM."""
 
