@@ -891,36 +891,10 @@ def _options(device: Device, seed: int, frequency: float, placer: str) -> list[s
     return options
 
 
-_ROUTER = re.compile(r'"router": "\w+"')
-
-
-def run_nextpnr(
-    device: Device,
-    options: list[str],
-    design: Path,
-    work: Path,
-    log: str,
-    router: str | None = None,
-) -> float:
-    """Run nextpnr on a design in a folder of its own; the seconds that it took.
-
-    Parameters
-    ----------
-    device, options, log
-        What it is run with, and the file that takes its words.
-    design, work
-        Design to begin with; the folder.
-    router
-        The one to take, if not nextpnr's own choice or the one that the design names.
-    """
+def run_nextpnr(device: Device, options: list[str], design: Path, work: Path, log: str) -> float:
+    """Run nextpnr on a design in a folder of its own; the seconds that it took."""
     # The tool sees no folder but its own.
-    if router:
-        options = [*options, "--router", router]
-        # It keeps its router's name in a placed design, and heeds that more than the option.
-        text = design.read_text()
-        (work / "design.json").write_text(_ROUTER.sub(f'"router": "{router}"', text, count=1))
-    else:
-        shutil.copyfile(design, work / "design.json")
+    shutil.copyfile(design, work / "design.json")
     began = time.monotonic()
     run_tool(device.nextpnr, [*options, "--json", "design.json"], work, log)
     (work / "design.json").unlink()
@@ -990,7 +964,6 @@ def place_and_route(
     placer: str = "heap",
     device: Device | None = None,
     details: bool = False,
-    router: str | None = None,
     sites: Mapping[str, str] | None = None,
     progress: Progress = _quiet,
 ) -> Routed:
@@ -1011,8 +984,6 @@ def place_and_route(
         and routed for the netlist's own is timed by that one's delays, wire for wire.
     details
         Keep ``routed.sdf`` (every delay, ECP5) too, beside ``routed.json`` (every cell's place).
-    router
-        ``router1`` or ``router2``; nextpnr's own choice if not given.
     sites
         Where cells are to be, such as ``X4/Y22/EBR0``, by their names in the netlist; not with
         `details`.
@@ -1048,19 +1019,18 @@ def place_and_route(
             seed=seed,
             frequency=frequency,
             placer=placer,
-            router=router,
             sites=sites,
             progress=progress,
         ).folder
         source, doing = "routed.json", "timing"
         options += ["--no-pack", "--no-place"]
-    folder = kept("routing", (before.name, options, router, tool_versions(device.nextpnr)))
+    folder = kept("routing", (before.name, options, tool_versions(device.nextpnr)))
     if not folder.exists():
         with filling(folder) as work:
             with step(progress, f"{doing} on {device.name}, seed {seed}"):
                 written = ["--report", "report.json", "--write", "routed.json"]
                 seconds = run_nextpnr(
-                    device, [*options, *written], before / source, work, "nextpnr.log", router
+                    device, [*options, *written], before / source, work, "nextpnr.log"
                 )
             if not details:
                 seconds += float((before / "seconds").read_text())
