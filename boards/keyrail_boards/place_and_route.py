@@ -44,6 +44,7 @@ __all__ = [
     "convert",
     "device_named",
     "filling",
+    "fold",
     "harness",
     "harness_size",
     "kept",
@@ -287,6 +288,18 @@ def harness_size(component: Any) -> dict[str, int]:
     return {"lut4": tree, "ff": 1 + sum(len(v) for v in inputs) + captured + tree}
 
 
+def fold(m: Any, bits: Any, at_once: int) -> Any:
+    """The XOR of all bits some clocks later, so many of them before each flip-flop."""
+    from amaranth.hdl import Cat, Signal
+
+    level = bits
+    while len(level) > 1:
+        folds = [level[i : i + at_once].xor() for i in range(0, len(level), at_once)]
+        level = Signal(len(folds), name=f"fold_{len(folds)}", reset_less=True)
+        m.d.sync += level.eq(Cat(*folds))
+    return level
+
+
 def harness(component: Any) -> tuple[Any, list[Any]]:
     """A component between flip-flops, as an Amaranth module and its ports.
 
@@ -314,12 +327,8 @@ def harness(component: Any) -> tuple[Any, list[Any]]:
         m.d.comb += part.eq(chain)
     level: Any = Signal(len(outputs), name="captured", reset_less=True)
     m.d.sync += level.eq(outputs)
-    while len(level) > 1:
-        folds = [level[i : i + FOLD].xor() for i in range(0, len(level), FOLD)]
-        level = Signal(len(folds), name=f"fold_{len(folds)}", reset_less=True)
-        m.d.sync += level.eq(Cat(*folds))
     folded = Signal(name="folded")
-    m.d.comb += folded.eq(level)
+    m.d.comb += folded.eq(fold(m, level, FOLD))
     return m, [clock, reset, serial, folded]
 
 

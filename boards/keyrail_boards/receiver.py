@@ -26,6 +26,7 @@ from .place_and_route import (
     Progress,
     Routed,
     device_named,
+    fold,
     harness_size,
     place_and_route,
     synthesise,
@@ -128,23 +129,19 @@ def tag_path(configuration: Any) -> Any:
     Of the answers, all counters and status bits of the tag path are folded to one bit by XORs and
     flip-flops, so that they stay; those `ELSEWHERE` are not, and go with what serves them alone.
     """
-    from amaranth.hdl import Cat, Signal
+    from amaranth.hdl import Cat
 
     from keyrail_gateware.register_bank import RegisterBank
     from keyrail_gateware.station import Receiver
 
     class Folded(RegisterBank):  # type: ignore[misc]
         def _answer(self, m: Any, readable: list[Any]) -> Any:
-            level: Any = Cat(
+            status = Cat(
                 value
                 for register, value, _ in readable
                 if register.access is Access.READ and not register.name.startswith(ELSEWHERE)
             )
-            while len(level) > 1:
-                folds = [level[i : i + _FOLD].xor() for i in range(0, len(level), _FOLD)]
-                level = Signal(len(folds), name=f"fold_{len(folds)}", reset_less=True)
-                m.d.sync += level.eq(Cat(*folds))
-            return level
+            return fold(m, status, _FOLD)
 
     class TagPath(Receiver):  # type: ignore[misc]
         def _registers(self) -> Any:
