@@ -21,6 +21,8 @@ from .place_and_route import Device
 from .pll import PllSettings, settings
 
 __all__ = [
+    "NOT_BUILT",
+    "TOO_LARGE",
     "Board",
     "Clocks",
     "Connection",
@@ -272,6 +274,11 @@ class Clocks:
         """Frequency of each domain, MHz, as the PLLs make it."""
         known = self._stages()[1]
         return {domain: known[clock] for domain, clock in self.domains.items()}
+
+
+NOT_BUILT = "not built yet"
+TOO_LARGE = "mapped it has more LUT4 and flip-flops than the part"
+"""Why a `Fit` does not claim to."""
 
 
 @dataclass(frozen=True)

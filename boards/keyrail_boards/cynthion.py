@@ -11,7 +11,7 @@ from typing import Any
 
 from keyrail.contract import BoardCode, Role
 
-from .board import Board, Clocks, Connection, Fit, Stage, UsbKind, UsbPort, ecp5
+from .board import NOT_BUILT, Board, Clocks, Connection, Fit, Stage, UsbKind, UsbPort, ecp5
 from .configurations import RECEIVER_SMALL, SENDER_SMALL
 
 __all__ = ["BOARDS"]
@@ -78,10 +78,9 @@ def _clocks(station_mhz: int) -> Clocks:
 
 
 _DOWN = ("PULLMODE", "DOWN")
-_NOT_YET = "not built yet"
 _FITS = {
-    (Role.SENDER, "small"): Fit(SENDER_SMALL, 60, why_not=_NOT_YET),
-    (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_NOT_YET),
+    (Role.SENDER, "small"): Fit(SENDER_SMALL, 60, why_not=NOT_BUILT),
+    (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
 }
 
 BOARDS = (

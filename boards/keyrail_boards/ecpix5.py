@@ -12,7 +12,18 @@ from typing import Any
 
 from keyrail.contract import BoardCode, Role
 
-from .board import Board, Clocks, Connection, Fit, Stage, UsbKind, UsbPort, ecp5
+from .board import (
+    NOT_BUILT,
+    TOO_LARGE,
+    Board,
+    Clocks,
+    Connection,
+    Fit,
+    Stage,
+    UsbKind,
+    UsbPort,
+    ecp5,
+)
 from .configurations import RECEIVER_FULL, RECEIVER_SMALL, SENDER_FULL, SENDER_SMALL
 
 __all__ = ["BOARDS"]
@@ -53,13 +64,11 @@ _SHARED: dict[str, Any] = {
     "loader": ("openFPGALoader", "--board", "ecpix5"),
 }
 
-_NOT_YET = "not built yet"
-_TOO_LARGE = "mapped it has more LUT4 and flip-flops than the part"
 _FITS = {
-    (Role.SENDER, "small"): Fit(SENDER_SMALL, 75, why_not=_NOT_YET),
-    (Role.SENDER, "full"): Fit(SENDER_FULL, 100, why_not=_NOT_YET),
-    (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_NOT_YET),
-    (Role.RECEIVER, "full"): Fit(RECEIVER_FULL, 100, why_not=_NOT_YET),
+    (Role.SENDER, "small"): Fit(SENDER_SMALL, 75, why_not=NOT_BUILT),
+    (Role.SENDER, "full"): Fit(SENDER_FULL, 100, why_not=NOT_BUILT),
+    (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
+    (Role.RECEIVER, "full"): Fit(RECEIVER_FULL, 100, why_not=NOT_BUILT),
 }
 
 BOARDS = (
@@ -81,8 +90,8 @@ BOARDS = (
         fits=_FITS
         | {
             (Role.SENDER, "small"): Fit(SENDER_SMALL, 75, claims=True),
-            (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_TOO_LARGE),
-            (Role.RECEIVER, "full"): Fit(RECEIVER_FULL, 100, why_not=_TOO_LARGE),
+            (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=TOO_LARGE),
+            (Role.RECEIVER, "full"): Fit(RECEIVER_FULL, 100, why_not=TOO_LARGE),
         },
         **_SHARED,
     ),

@@ -11,7 +11,18 @@ from typing import Any
 
 from keyrail.contract import BoardCode, Role
 
-from .board import Board, Clocks, Connection, Fit, Stage, UsbKind, UsbPort, ecp5
+from .board import (
+    NOT_BUILT,
+    TOO_LARGE,
+    Board,
+    Clocks,
+    Connection,
+    Fit,
+    Stage,
+    UsbKind,
+    UsbPort,
+    ecp5,
+)
 from .configurations import RECEIVER_SMALL, SENDER_SMALL
 
 __all__ = ["BOARDS"]
@@ -53,11 +64,9 @@ _SHARED: dict[str, Any] = {
     ),
 }
 
-_NOT_YET = "not built yet"
-_TOO_LARGE = "mapped it has more LUT4 and flip-flops than the part"
 _FITS = {
-    (Role.SENDER, "small"): Fit(SENDER_SMALL, 48, why_not=_NOT_YET),
-    (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_NOT_YET),
+    (Role.SENDER, "small"): Fit(SENDER_SMALL, 48, why_not=NOT_BUILT),
+    (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
 }
 
 BOARDS = (
@@ -70,7 +79,7 @@ BOARDS = (
         fits=_FITS
         | {
             (Role.SENDER, "small"): Fit(SENDER_SMALL, 48, claims=True),
-            (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=_TOO_LARGE),
+            (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=TOO_LARGE),
         },
         **_SHARED,
     ),
