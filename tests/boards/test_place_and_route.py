@@ -255,6 +255,36 @@ def test_output_registers_of_block_ram_are_used():
     assert fmax[False] < 160 < 200 < fmax[True]
 
 
+class Product(wiring.Component):
+    """A product with a register behind it."""
+
+    i: In(36)
+    take: In(1)
+    o: Out(36)
+
+    def elaborate(self, platform):
+        m = Module()
+        held = Signal(36, reset_less=True)
+        m.d.comb += self.o.eq(held)
+        with m.If(self.take):
+            m.d.sync += held.eq(self.i[:18] * self.i[18:])
+        return m
+
+
+@needs_tools
+def test_output_registers_of_multipliers_are_used():
+    part = DEVICES["LFE5U-25F-6"]
+    fmax = {}
+    for registers in (False, True):
+        netlist = tools.synthesise(Product(), part, output_registers=registers)
+        routed = tools.place_and_route(netlist, frequency=300.0)
+        assert netlist.moved == (36 if registers else 0)
+        assert netlist.counts["multiplier"] == routed.utilisation["MULT18X18D"] == 1
+        assert routed.ff == netlist.counts["ff"]
+        fmax[registers] = routed.fmax_mhz
+    assert fmax[False] < fmax[True]
+
+
 @needs_tools
 def test_cells_are_placed_where_they_are_told():
     part = DEVICES["LFE5U-25F-6"]
