@@ -53,12 +53,13 @@ class TagFifo(wiring.Component):
     losses
         Stream of ``loss``: the loss ledger.
     real_time
-        1: the input never waits, but for the clocks of ``flush`` and the one after ``refused``.
+        1: the input never waits, but while ``busy`` and in the clock after ``refused``.
     refused, until
         Clicks that a block in front had no room for in this clock (0 to 15), and a time that is
         not before any of theirs, ps.
     flush
-        Strobe: empty the FIFO, overwrite its memory, clear the counters.
+        Strobe: empty the FIFO, overwrite its memory, clear the counters. A record taken in its
+        clock goes with the others.
     busy
         1 while it does so (at most some 2 ``depth`` clocks).
     level
@@ -92,9 +93,11 @@ class TagFifo(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.ledger = ledger = ResetInserter(self.flush)(Ledger("tag_fifo"))
+        flush = Signal()  # close by; the strobe comes from far away
+        m.d.sync += flush.eq(self.flush)
+        m.submodules.ledger = ledger = ResetInserter(flush)(Ledger("tag_fifo"))
         m.submodules.fifo = fifo = SyncFIFOBuffered(width=layout(TAG).size, depth=self.depth + 1)
-        m.submodules.kept = kept = ResetInserter(self.flush)(
+        m.submodules.kept = kept = ResetInserter(flush)(
             SyncFIFOBuffered(width=layout(LOSS).size, depth=self.ledger_depth + 1)
         )
         sweeping, swept = Signal(), Signal(range(self.depth + 1))
@@ -143,7 +146,7 @@ class TagFifo(wiring.Component):
         written = Signal(layout(TAG))
         m.d.comb += [
             refused.eq((self.refused != 0) & ~sweeping),
-            self.i.ready.eq(~(sweeping | self.flush | begin_due) & (self.real_time | room)),
+            self.i.ready.eq(~(sweeping | flush | begin_due) & (self.real_time | room)),
             taken.eq(self.i.valid & self.i.ready),
             click.eq(taken & (tag.kind == TagKind.CLICK)),
             marker.eq(taken & (tag.kind != TagKind.CLICK)),
@@ -170,9 +173,9 @@ class TagFifo(wiring.Component):
 
         m.d.comb += [
             self.o.payload.as_value().eq(fifo.r_data),
-            self.o.valid.eq(fifo.r_rdy & ~sweeping),
+            self.o.valid.eq(fifo.r_rdy & ~(sweeping | flush)),
             fifo.r_en.eq(self.o.ready | sweeping),
-            self.busy.eq(sweeping | self.flush),
+            self.busy.eq(sweeping | flush | self.flush),
         ]
         # Both are written a clock after the decision; the level counts at once.
         record, entry = Signal(layout(LOSS)), Signal(layout(TAG))
@@ -193,7 +196,7 @@ class TagFifo(wiring.Component):
             fifo.w_en.eq(writes),
             kind.eq(written.kind),
             channel.eq(written.channel),
-            kept.w_en.eq(ending & ~self.flush),
+            kept.w_en.eq(ending & ~flush),
             missed.eq(total),
             more.eq(0),
             begins.eq(0),
@@ -218,7 +221,7 @@ class TagFifo(wiring.Component):
         # What leaves comes late, out of the memory: it is counted a clock after.
         left, left_kind = Signal(), Signal.like(tag.kind)
         m.d.sync += [
-            left.eq(self.o.valid & self.o.ready & ~self.flush),
+            left.eq(self.o.valid & self.o.ready),
             left_kind.eq(self.o.payload.kind),
         ]
         m.d.comb += [
@@ -247,7 +250,7 @@ class TagFifo(wiring.Component):
                 m.d.sync += swept.eq(swept + 1)
             with m.If(swept[-1] & (level == 0)):
                 m.d.sync += sweeping.eq(0)
-        with m.If(self.flush):
+        with m.If(flush):
             m.d.sync += [sweeping.eq(1), swept.eq(0)]
             m.d.sync += [register.eq(0) for register in (losing, begin_due, waiting, begins)]
             m.d.sync += [register.eq(0) for register in (horizon, latest, begin, missed, more)]
@@ -264,7 +267,7 @@ class TagFifo(wiring.Component):
                 decided,
                 record,
                 entry,
-                sweeping,
+                (flush, sweeping),
                 begin_due,
                 losing,
                 latest,
@@ -288,7 +291,7 @@ class TagFifo(wiring.Component):
         decided,
         record,
         entry,
-        sweeping,
+        emptying,
         begin_due,
         losing,
         latest,
@@ -309,6 +312,7 @@ class TagFifo(wiring.Component):
         # What is decided in this clock, and written in the next.
         writes, mark = decided
         begun, more, total = counting
+        flush, sweeping = emptying
         m.d.comb += [
             Assume(~self.i.valid | (time >= latest)),
         ]
@@ -330,7 +334,7 @@ class TagFifo(wiring.Component):
                 ]
         with m.If(kept.w_en):
             m.d.sync += closed.eq(closed + record.missed)
-        with m.If(self.flush):
+        with m.If(flush):
             m.d.sync += [x.eq(0) for x in (stored, closed, begins, ends, former)]
         m.d.comb += [
             # Nothing is written where there is no room, in either FIFO.
