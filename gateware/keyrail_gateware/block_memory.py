@@ -83,7 +83,10 @@ class BlockMemory(wiring.Component):
         address_bits = len(write.addr)
 
         wiping, sweep = Signal(init=1), Signal(address_bits)
-        passing, issued, given = Signal(), Signal(32), Signal(32)
+        passing, issued, following = Signal(), Signal(32), Signal(32)
+        # Entries given and the next one are `following`, those taken `count`, but the comparison
+        # comes from flip-flops: 1 where any has been taken, or not been given in this pass.
+        holds, unfinished = Signal(), Signal()
         # In the memory's output, and in the register behind it.
         loaded, shown, word = Signal(), Signal(), Signal(width)
         last_place, done = Signal(), Signal()  # one place is free; a pass has ended
@@ -93,7 +96,7 @@ class BlockMemory(wiring.Component):
             self.full.eq(~self.on_host & (self.count[address_bits] | (last_place & self.i.valid))),
             self.done.eq(done & ~self.rewind),
         ]
-        m.d.sync += done.eq(passing & (given == self.count) & ~self.rewind)
+        m.d.sync += done.eq(passing & ~unfinished & ~self.rewind)
 
         with m.If(wiping):
             m.d.comb += [write.en.eq(1), write.addr.eq(sweep), write.data.eq(0)]
@@ -128,7 +131,7 @@ class BlockMemory(wiring.Component):
             more, moves = Signal(), Signal()
             with m.If(self.on_host):
                 m.d.comb += [
-                    more.eq(passing & (given != self.count) & ~self.rewind),
+                    more.eq(passing & unfinished & ~self.rewind),
                     self.o.payload.eq(self.fill.payload),
                     self.o.valid.eq(self.fill.valid & more),
                     self.fill.ready.eq(self.o.ready & more),
@@ -149,10 +152,15 @@ class BlockMemory(wiring.Component):
                     with m.If(more):
                         m.d.sync += issued.eq(issued + 1)
             with m.If(self.o.valid & self.o.ready):
-                m.d.sync += given.eq(given + 1)
+                m.d.sync += [
+                    following.eq(following + 1),
+                    unfinished.eq(following != self.count),
+                ]
             with m.If(self.rewind):
-                m.d.sync += [passing.eq(1), issued.eq(0), given.eq(0)]
+                m.d.sync += [passing.eq(1), issued.eq(0), following.eq(1), unfinished.eq(holds)]
                 m.d.sync += [loaded.eq(0), shown.eq(0)]
+            with m.If(self.i.valid & self.i.ready):
+                m.d.sync += [holds.eq(1), unfinished.eq(1)]
         with m.If(self.wipe):
             m.d.sync += [
                 wiping.eq(1),
@@ -161,7 +169,9 @@ class BlockMemory(wiring.Component):
                 self.count.eq(0),
                 passing.eq(0),
                 issued.eq(0),
-                given.eq(0),
+                following.eq(0),
+                holds.eq(0),
+                unfinished.eq(0),
                 loaded.eq(0),
                 shown.eq(0),
                 word.eq(0),
