@@ -500,14 +500,16 @@ class Tracker(wiring.Component):
             with m.Case(_State.INVERT):
                 # 2^57 / P', whose quotient has 48 bits: the dividend's lower ones are zero. Without
                 # restoring: a remainder below zero gets P' back in the next step.
-                negative = inverse_rest[-1]
-                addend = self.correction.period ^ ~negative.replicate(_PERIOD)
-                trial = (
-                    Cat(~negative, Const(0, 1), inverse_rest).as_signed()
-                    + Cat(~negative, addend, ~negative).as_signed()
-                ) >> 1
+                # The sign, which comes late to so many bits, chooses between sum and difference.
+                doubled = inverse_rest << 1
                 following = Signal.like(inverse_rest)
-                m.d.comb += following.eq(trial)
+                m.d.comb += following.eq(
+                    Mux(
+                        inverse_rest[-1],
+                        doubled + self.correction.period,
+                        doubled - self.correction.period,
+                    )
+                )
                 m.d.sync += [
                     inverse_rest.eq(following),
                     self.correction.reciprocal.eq(Cat(~following[-1], self.correction.reciprocal)),
