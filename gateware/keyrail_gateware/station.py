@@ -297,11 +297,12 @@ class _Station(wiring.Component):
                 port = getattr(self, name)
                 with m.If(port.valid & port.ready):
                     m.d.comb += secret_came.eq(1)
-        came = Signal()  # a clock late: what is ready is known late
-        m.d.sync += came.eq(secret_came)
+        # Both late, by as much: what is ready is known late, and what is being cleared lies far
+        # apart.
+        came, clearing = Signal(2), Signal(init=1)
+        m.d.sync += came.eq(Cat(secret_came, came))
         wiping, wiped = Signal(init=1), Signal()
-        clearing = Signal()
-        m.d.comb += clearing.eq(
+        m.d.sync += clearing.eq(
             self.wipe
             | self.control.wipe_memory
             | self.memory.busy
@@ -311,7 +312,7 @@ class _Station(wiring.Component):
         )
         with m.If(wiping & ~clearing & (self.control.state == BlockState.IDLE)):
             m.d.sync += [wiping.eq(0), wiped.eq(1)]
-        with m.If(came):
+        with m.If(came[-1]):
             m.d.sync += wiped.eq(0)
         refusal = Signal()
         with m.If(self.wipe):
