@@ -6,7 +6,7 @@ from operator import or_, xor
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, enum, stream, wiring
-from amaranth.lib.memory import Memory
+from amaranth.lib.memory import Memory, WritePort
 from amaranth.lib.wiring import In, Out
 
 from keyrail.contract import ToeplitzError
@@ -120,7 +120,7 @@ class Toeplitz(wiring.Component):
     compact
         For parts with few logic cells and a slow clock: leave out the registers that keep ways and
         fan-out short, hold the seed's window in block RAM, and give each word of output straight
-        from memory, one every other clock. Width 64 and no splits.
+        from memory. Width 64 and no splits.
 
     Members
     -------
@@ -224,11 +224,11 @@ class Toeplitz(wiring.Component):
           2^splits blocks: R + C - 1 diagonals of length min(d, R, C, R + C - d), d from 1;
         - 2 2^splits width / 64 + `SLOT` to take in the first blocks of the seed and make the first
           Toeplitz block;
-        - latency of the product + 20 until the last sum is there;
-        - the words of output, and 4 between groups of them;
+        - latency of the product + 19 (compact: 5) until the last sum is there;
+        - two clocks a word of output, and 3 (compact: none) between groups of them;
         - modified family: what is left of the next key's identity part when the output is taken.
 
-        An ``unfinished`` tile has no output: 7 clocks less, and without the last two.
+        An ``unfinished`` tile has no output: 6 clocks (compact: 1) less, and without the last two.
         """
         chunks, banks = self._width // WORD, 1 << self._splits
         group = self._width * banks
@@ -241,11 +241,11 @@ class Toeplitz(wiring.Component):
         begin = 2 * banks * chunks + self.SLOT
         last = words - (rows - 1) * banks * chunks
         identity = last - min(last, chunks) if family == "modified" else 0
-        last_sum, fetch, tile = 20, 4, 7
+        last_sum, fetch, tile = 19, 3, 6
         if self._compact:
-            last_sum, fetch, tile = 6, 1, 2
+            last_sum, fetch, tile = 5, 0, 1
             identity = 1 if family == "modified" else 0
-        output = -tile if unfinished else words + fetch * (rows - 1) + identity
+        output = -tile if unfinished else 2 * words + fetch * (rows - 1) + identity
         return walk + begin + self._product.latency + last_sum + output
 
     def elaborate(self, platform: object) -> Module:
@@ -307,6 +307,20 @@ class Toeplitz(wiring.Component):
         def over_block(name: str, bit: ValueLike) -> Value:
             """A bit once for each bit of a block, in `copies`."""
             return Cat(copy.replicate(WORD) for copy in copies(name, bit, chunks))
+
+        def write(
+            name: str,
+            ports: list[WritePort],
+            cuts: list[slice],
+            address: ValueLike,
+            enable: ValueLike,
+            block: Value,
+        ) -> None:
+            """Write a block, in its cuts; address and enable are of the clock before."""
+            addresses = copies(f"{name}_address", address, len(ports))
+            enables = copies(f"{name}_enable", enable, len(ports))
+            for port, one, at, enabled in zip(ports, cuts, addresses, enables, strict=True):
+                m.d.comb += [port.addr.eq(at), port.en.eq(enabled), port.data.eq(block[one])]
 
         # -- errors, and what stops the engine ----------------------------------------------
         # An error acts two clocks later, so that finding it and stopping are short paths.
@@ -900,15 +914,8 @@ class Toeplitz(wiring.Component):
             written = Signal(width, name=f"written_{i}", reset_less=True)
             m.d[way] += written.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend)
             read_at = copies(f"read_address_{i}", read_next, len(sources))
-            write_at = copies(f"late_sum_address_{i}", sum_addresses[i], len(sinks))
-            enables = copies(f"late_sum_enable_{i}", sum_enable[i], len(sinks))
-            for j, one in enumerate(sum_cuts):
-                m.d.comb += [
-                    sources[j].addr.eq(read_at[j]),
-                    sinks[j].addr.eq(write_at[j]),
-                    sinks[j].en.eq(enables[j]),
-                    sinks[j].data.eq(written[one]),
-                ]
+            m.d.comb += [port.addr.eq(one) for port, one in zip(sources, read_at, strict=True)]
+            write(f"sum_write_{i}", sinks, sum_cuts, sum_addresses[i], sum_enable[i], written)
             sum_words.append(sum_word)
 
         # The identity's part of the key: first content of the sums, behind the output.
@@ -990,11 +997,12 @@ class Toeplitz(wiring.Component):
             out = Signal.like(self.o.payload, reset_less=True)
             m.d.comb += self.o.payload.eq(out)
             spare_next = Signal()
+            word_taken = Signal()
             selected = Signal.like(self.o.payload)
             last_mask = Signal(WORD, reset_less=True)
             m.d.comb += [
                 spare_next.eq(self.o.valid & ~self.o.ready & (spare_valid | chosen_valid)),
-                takes_word.eq(fetched & out_some & (~chosen_valid | ~spare_valid)),
+                takes_word.eq(fetched & out_some & ~word_taken & (~chosen_valid | ~spare_valid)),
                 selected.word.eq(
                     reduce(or_, chosen) & (last_mask | (~chosen_last).replicate(WORD))
                 ),
@@ -1002,6 +1010,7 @@ class Toeplitz(wiring.Component):
                 clears_next.eq(takes_word & (out_word_last | out_end)),
             ]
             m.d.sync += [
+                word_taken.eq(takes_word),
                 last_bit.eq(last_bits - 1),
                 last_mask.eq(Cat(last_bit >= i for i in range(WORD))),
             ]
@@ -1016,13 +1025,18 @@ class Toeplitz(wiring.Component):
             blocked = copies("blocked", spare_next, banks)
             ways = zip(chosen, sum_words, blocked, strict=True)
             for i, (one, sum_word, stays) in enumerate(ways):
-                # Once more in registers, on the way from block RAM.
+                # Its words step along, so that none comes from one end of the part to the other.
                 block = Signal(width, name=f"out_block_{i}", reset_less=True)
-                m.d.sync += block.eq(sum_word)
+                fills = copies(f"out_block_fills_{i}", ~fetched, chunks)
+                steps = copies(f"out_block_steps_{i}", takes_word & out_bank[i], chunks)
+                for j, (fill, step_on) in enumerate(zip(fills, steps, strict=True)):
+                    here = slice(j * WORD, (j + 1) * WORD)
+                    with m.If(fill):
+                        m.d.sync += block[here].eq(sum_word[here])
+                    with m.Elif(step_on):
+                        m.d.sync += block[here].eq(block[(j + 1) * WORD :][:WORD])
                 with m.If(~chosen_valid | ~stays):
-                    m.d.sync += one.eq(0)
-                    with m.If(out_bank[i]):
-                        m.d.sync += one.eq(block.word_select(out_word[:chunk_bits], WORD))
+                    m.d.sync += one.eq(block[:WORD] & out_bank[i].replicate(WORD))
             with m.If(~chosen_valid | ~spare_valid):
                 m.d.sync += chosen_last.eq(out_end)
             occupied = [chosen_valid, self.o.valid, spare_valid]
@@ -1050,14 +1064,7 @@ class Toeplitz(wiring.Component):
         late_enable = Signal.like(key_write_enable)
         m.d[way] += [late_address.eq(key_write_address), late_enable.eq(key_write_enable)]
         for i, ports in enumerate(key_write):
-            write_at = copies(f"key_write_address_{i}", late_address, len(ports))
-            enables = copies(f"key_write_enable_{i}", late_enable[i], len(ports))
-            for j, one in enumerate(key_cuts):
-                m.d.comb += [
-                    ports[j].addr.eq(write_at[j]),
-                    ports[j].data.eq(gathered[one]),
-                    ports[j].en.eq(enables[j]),
-                ]
+            write(f"key_write_{i}", ports, key_cuts, late_address, late_enable[i], gathered)
         # It stays pending until done, which keeps the key from coming in.
         sweep_ends = Signal()
         m.d.sync += [
