@@ -224,11 +224,11 @@ class Toeplitz(wiring.Component):
           2^splits blocks: R + C - 1 diagonals of length min(d, R, C, R + C - d), d from 1;
         - 2 2^splits width / 64 + `SLOT` to take in the first blocks of the seed and make the first
           Toeplitz block;
-        - latency of the product + 19 (compact: 5) until the last sum is there;
-        - two clocks a word of output, and 3 (compact: none) between groups of them;
+        - latency of the product + 20 (compact: 5) until the last sum is there;
+        - two clocks a word of output, and 4 (compact: none) between groups of them;
         - modified family: what is left of the next key's identity part when the output is taken.
 
-        An ``unfinished`` tile has no output: 6 clocks (compact: 1) less, and without the last two.
+        An ``unfinished`` tile has no output: 7 clocks (compact: 1) less, and without the last two.
         """
         chunks, banks = self._width // WORD, 1 << self._splits
         group = self._width * banks
@@ -241,7 +241,7 @@ class Toeplitz(wiring.Component):
         begin = 2 * banks * chunks + self.SLOT
         last = words - (rows - 1) * banks * chunks
         identity = last - min(last, chunks) if family == "modified" else 0
-        last_sum, fetch, tile = 19, 3, 6
+        last_sum, fetch, tile = 20, 4, 7
         if self._compact:
             last_sum, fetch, tile = 5, 0, 1
             identity = 1 if family == "modified" else 0
@@ -839,12 +839,11 @@ class Toeplitz(wiring.Component):
         for i in range(0 if compact else 3):
             masks.append(Signal(banks, name=f"input_mask_{i}", reset_less=True))
             m.d.sync += masks[-1].eq(masks[-2])
-        key_column = Signal(range(columns_most * buffers), reset_less=True)
-        m.d[way] += key_column.eq(Cat(column, buffer) & ~wiping.replicate(32))
+        key_columns = copies("key_column", Cat(column, buffer) & ~wiping.replicate(32), banks)
         for i, ports in enumerate(key_read):
             # Without reset, and read at every clock: the register that block RAM brings along.
             raw.append(Signal(width, name=f"key_block_{i}", reset_less=True))
-            at = copies(f"key_address_{i}", key_column, len(ports))
+            at = copies(f"key_address_{i}", key_columns[i], len(ports))
             m.d.comb += [port.addr.eq(one) for port, one in zip(ports, at, strict=True)]
             m.d[way] += raw[-1].eq(Cat(port.data for port in ports))
         # Sums of pairs first: what is masked and added is one look-up table a bit.
@@ -867,7 +866,7 @@ class Toeplitz(wiring.Component):
 
         # -- the sums -----------------------------------------------------------------------
         latency = product.latency + (0 if compact else 2)
-        to_read = latency if compact else latency + 2
+        to_read = latency if compact else latency + 1
         to_write = latency + 1 if compact else latency + 4
         on_way = [Cat(row, output_mask & issues.replicate(banks))]
         for i in range(to_write):
@@ -875,7 +874,6 @@ class Toeplitz(wiring.Component):
             m.d.sync += on_way[-1].eq(on_way[-2])
         row_bits = len(row)
         sum_next = Signal(range(rows_most))
-        read_next = Signal(range(rows_most))
         sum_enable = Signal(banks)
         enable_next = Signal(banks)
         addend = Signal(width, reset_less=True)
@@ -888,7 +886,6 @@ class Toeplitz(wiring.Component):
         takes_identity = Signal()
         m.d.comb += [
             keep_next.eq(1),
-            read_next.eq(Mux(draining, drain_row, on_way[to_read][:row_bits])),
             sum_next.eq(on_way[to_write][:row_bits]),
             enable_next.eq(on_way[to_write][row_bits:]),
             takes_gather.eq(idle | draining),
@@ -908,12 +905,14 @@ class Toeplitz(wiring.Component):
         m.d[way] += addend.eq(((gathered & gathers) | (product.y & ~gathers)) & ~nothing)
         sum_words = []
         sum_addresses = copies("sum_address", sum_next, banks)
+        reads = Mux(draining, drain_row, on_way[to_read][:row_bits])
+        read_rows = copies("read_row", reads, banks)
         for i, (sources, sinks) in enumerate(zip(sum_read, sum_write, strict=True)):
             sum_word = Signal(width, name=f"sum_block_{i}", reset_less=True)
             m.d[way] += sum_word.eq(Cat(source.data for source in sources))
             written = Signal(width, name=f"written_{i}", reset_less=True)
             m.d[way] += written.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend)
-            read_at = copies(f"read_address_{i}", read_next, len(sources))
+            read_at = copies(f"read_address_{i}", read_rows[i], len(sources))
             m.d.comb += [port.addr.eq(one) for port, one in zip(sources, read_at, strict=True)]
             write(f"sum_write_{i}", sinks, sum_cuts, sum_addresses[i], sum_enable[i], written)
             sum_words.append(sum_word)
@@ -954,7 +953,7 @@ class Toeplitz(wiring.Component):
             ]
 
         # -- output: words of a group of blocks, then the next group is fetched ---------------
-        fetching = 1 if compact else 4
+        fetching = 1 if compact else 5
         fetch = Signal(3)
         fetched = Signal()
         out_word = Signal(range(group_words))
@@ -1060,11 +1059,11 @@ class Toeplitz(wiring.Component):
         sweep = Signal(range(max(columns_most * buffers, rows_most, window_depth)))
         sweep_buffer = Signal(range(buffers))
         sweep_last = Signal.like(last_column)
-        late_address = Signal.like(key_write_address)
         late_enable = Signal.like(key_write_enable)
-        m.d[way] += [late_address.eq(key_write_address), late_enable.eq(key_write_enable)]
+        m.d[way] += late_enable.eq(key_write_enable)
+        late_addresses = copies("key_write_address", key_write_address, banks)
         for i, ports in enumerate(key_write):
-            write(f"key_write_{i}", ports, key_cuts, late_address, late_enable[i], gathered)
+            write(f"key_write_{i}", ports, key_cuts, late_addresses[i], late_enable[i], gathered)
         # It stays pending until done, which keeps the key from coming in.
         sweep_ends = Signal()
         m.d.sync += [
@@ -1214,7 +1213,6 @@ class Toeplitz(wiring.Component):
         with m.If(wiping):
             m.d.comb += [
                 keep_next.eq(0),
-                read_next.eq(0),
                 sum_next.eq(sweep),
                 enable_next.eq((~flushing).replicate(banks)),
                 product.load.eq(flush == 4),
