@@ -225,8 +225,9 @@ class Toeplitz(wiring.Component):
         - 2 2^splits width / 64 + `SLOT` to take in the first blocks of the seed and make the first
           Toeplitz block;
         - latency of the product + 20 (compact: 5) until the last sum is there;
-        - two clocks a word of output, and 4 (compact: none) between groups of them;
-        - modified family: what is left of the next key's identity part when the output is taken.
+        - two clocks a word of output, and 5 (compact: none) between groups of them;
+        - modified family: what is left of the next key's identity part when the output is taken, a
+          clock a word but for the block that waits by then, and one a block.
 
         An ``unfinished`` tile has no output: 7 clocks (compact: 1) less, and without the last two.
         """
@@ -240,11 +241,10 @@ class Toeplitz(wiring.Component):
         )
         begin = 2 * banks * chunks + self.SLOT
         last = words - (rows - 1) * banks * chunks
-        identity = last - min(last, chunks) if family == "modified" else 0
-        last_sum, fetch, tile = 20, 4, 7
+        identity = last - min(last, chunks) - (-last // chunks) if family == "modified" else 0
+        last_sum, fetch, tile = 20, 5, 7
         if self._compact:
             last_sum, fetch, tile = 5, 0, 1
-            identity = 1 if family == "modified" else 0
         output = -tile if unfinished else 2 * words + fetch * (rows - 1) + identity
         return walk + begin + self._product.latency + last_sum + output
 
@@ -877,7 +877,7 @@ class Toeplitz(wiring.Component):
         sum_enable = Signal(banks)
         enable_next = Signal(banks)
         addend = Signal(width, reset_less=True)
-        keep_next = Signal()
+        keep = Signal()
         drain_row = Signal(range(rows_most))
         clear_row = Signal(range(rows_most))
         clears = Signal()
@@ -885,7 +885,6 @@ class Toeplitz(wiring.Component):
         takes_gather = Signal()
         takes_identity = Signal()
         m.d.comb += [
-            keep_next.eq(1),
             sum_next.eq(on_way[to_write][:row_bits]),
             enable_next.eq(on_way[to_write][row_bits:]),
             takes_gather.eq(idle | draining),
@@ -911,7 +910,7 @@ class Toeplitz(wiring.Component):
             sum_word = Signal(width, name=f"sum_block_{i}", reset_less=True)
             m.d[way] += sum_word.eq(Cat(source.data for source in sources))
             written = Signal(width, name=f"written_{i}", reset_less=True)
-            m.d[way] += written.eq((sum_word & over_block(f"keep_{i}", keep_next)) ^ addend)
+            m.d[way] += written.eq((sum_word & over_block(f"keep_{i}", keep)) ^ addend)
             read_at = copies(f"read_address_{i}", read_rows[i], len(sources))
             m.d.comb += [port.addr.eq(one) for port, one in zip(sources, read_at, strict=True)]
             write(f"sum_write_{i}", sinks, sum_cuts, sum_addresses[i], sum_enable[i], written)
@@ -919,20 +918,13 @@ class Toeplitz(wiring.Component):
 
         # The identity's part of the key: first content of the sums, behind the output.
         drained = Signal(range(rows_most + 1))
-        takes_waiting = Signal()
+        behind_output = idle | (draining & (full_address < drained))
         if compact:
-            m.d.comb += identity_free.eq(~clears & takes_waiting)
+            m.d.comb += identity_free.eq(behind_output & ~clears)
         else:
-            address_drained = Signal()
-            fresh = Signal()
-            takes_fresh = Signal()
-            m.d.sync += [
-                address_drained.eq(address < drained),
-                fresh.eq(completes),
-                takes_fresh.eq(idle | (draining & address_drained & ~fresh)),
-            ]
-            m.d.comb += identity_free.eq(~clears & Mux(fresh, takes_fresh, takes_waiting))
-        m.d[way] += takes_waiting.eq(idle | (draining & (full_address < drained)))
+            m.d.sync += identity_free.eq(
+                behind_output & full_identity & ~identity_free & ~clears_next
+            )
         with m.If(clears):
             m.d.sync += drained.eq(drained + 1)
         # The sums are overwritten when `gathered` holds the block: two clocks later, or at once.
@@ -945,9 +937,10 @@ class Toeplitz(wiring.Component):
                 overwrite[-1].eq(overwrite[-2]),
                 overwrite_banks[-1].eq(overwrite_banks[-2]),
             ]
+        overwrites = overwrite[0 if compact else -2][0]
+        m.d[way] += keep.eq(~overwrites & ~wiping)
         with m.If(overwrite[-1][0]):
             m.d.comb += [
-                keep_next.eq(0),
                 sum_next.eq(overwrite[-1][1:]),
                 enable_next.eq(overwrite_banks[-1]),
             ]
@@ -963,6 +956,9 @@ class Toeplitz(wiring.Component):
         out_end = Signal()
         out_bank = Signal(banks, init=1)
         takes_word = Signal()
+        taken = Signal()
+        m.d[way] += taken.eq(takes_word)
+        m.d.comb += clears_next.eq(taken & (out_word_last | out_end))
         chunk_bits = (chunks - 1).bit_length()
         last_bit = Signal(6)
         chosen_valid = Signal()
@@ -974,7 +970,6 @@ class Toeplitz(wiring.Component):
             m.d.comb += [
                 self.o.valid.eq(fetched & out_some & ~stops),
                 takes_word.eq(self.o.valid & self.o.ready),
-                clears_next.eq(takes_word),
                 self.o.payload.last.eq(out_end),
             ]
             m.d.sync += last_bit.eq(last_bits - 1)
@@ -996,20 +991,17 @@ class Toeplitz(wiring.Component):
             out = Signal.like(self.o.payload, reset_less=True)
             m.d.comb += self.o.payload.eq(out)
             spare_next = Signal()
-            word_taken = Signal()
             selected = Signal.like(self.o.payload)
             last_mask = Signal(WORD, reset_less=True)
             m.d.comb += [
                 spare_next.eq(self.o.valid & ~self.o.ready & (spare_valid | chosen_valid)),
-                takes_word.eq(fetched & out_some & ~word_taken & (~chosen_valid | ~spare_valid)),
+                takes_word.eq(fetched & out_some & ~taken & (~chosen_valid | ~spare_valid)),
                 selected.word.eq(
                     reduce(or_, chosen) & (last_mask | (~chosen_last).replicate(WORD))
                 ),
                 selected.last.eq(chosen_last),
-                clears_next.eq(takes_word & (out_word_last | out_end)),
             ]
             m.d.sync += [
-                word_taken.eq(takes_word),
                 last_bit.eq(last_bits - 1),
                 last_mask.eq(Cat(last_bit >= i for i in range(WORD))),
             ]
@@ -1024,26 +1016,27 @@ class Toeplitz(wiring.Component):
             blocked = copies("blocked", spare_next, banks)
             ways = zip(chosen, sum_words, blocked, strict=True)
             for i, (one, sum_word, stays) in enumerate(ways):
-                # Its words step along, so that none comes from one end of the part to the other.
+                # Its words step along, so that none comes from one end of the part to the other:
+                # the first one at once, the others by controls in registers, a clock later.
                 block = Signal(width, name=f"out_block_{i}", reset_less=True)
-                fills = copies(f"out_block_fills_{i}", ~fetched, chunks)
-                steps = copies(f"out_block_steps_{i}", takes_word & out_bank[i], chunks)
-                for j, (fill, step_on) in enumerate(zip(fills, steps, strict=True)):
+                controls = Cat(~fetched, ~fetched | (taken & out_bank[i]))
+                steps = [controls, *copies(f"out_block_controls_{i}", controls, chunks - 1)]
+                for j, (fill, moves_on) in enumerate(steps):
                     here = slice(j * WORD, (j + 1) * WORD)
-                    with m.If(fill):
-                        m.d.sync += block[here].eq(sum_word[here])
-                    with m.Elif(step_on):
-                        m.d.sync += block[here].eq(block[(j + 1) * WORD :][:WORD])
+                    behind = block[(j + 1) * WORD :][:WORD] if j + 1 < chunks else sum_word[here]
+                    with m.If(moves_on):
+                        m.d.sync += block[here].eq(Mux(fill, sum_word[here], behind))
                 with m.If(~chosen_valid | ~stays):
                     m.d.sync += one.eq(block[:WORD] & out_bank[i].replicate(WORD))
             with m.If(~chosen_valid | ~spare_valid):
                 m.d.sync += chosen_last.eq(out_end)
             occupied = [chosen_valid, self.o.valid, spare_valid]
-        with m.If(takes_word & (out_word[:chunk_bits] == chunks - 1)):
-            m.d.sync += out_bank.eq(out_bank.rotate_left(1))
         with m.If(takes_word):
+            m.d.sync += [one.eq(1) for one in occupied[:1]]
+        with m.If(taken & (out_word[:chunk_bits] == chunks - 1)):
+            m.d.sync += out_bank.eq(out_bank.rotate_left(1))
+        with m.If(taken):
             m.d.sync += [
-                *(one.eq(1) for one in occupied[:1]),
                 out_word.eq(Mux(out_word_last, 0, out_word + 1)),
                 out_word_last.eq((out_word == group_words - 2) | (group_words == 1)),
                 out_left.eq(out_left - 1),
@@ -1212,7 +1205,6 @@ class Toeplitz(wiring.Component):
         ]
         with m.If(wiping):
             m.d.comb += [
-                keep_next.eq(0),
                 sum_next.eq(sweep),
                 enable_next.eq((~flushing).replicate(banks)),
                 product.load.eq(flush == 4),

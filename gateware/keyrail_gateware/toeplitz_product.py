@@ -350,31 +350,35 @@ class ToeplitzProduct(wiring.Component):
         m.submodules.sums = sums = self._sums
 
         # Parts are taken one after the other: which, as one bit each, level by level.
-        parts = Signal(count)
-        track = [Cat(self.load, parts)[:count], parts]
-        m.d.sync += parts.eq(track[0])
+        # The bits of the clocks before that in which a part is taken lie in front.
+        parts = Signal(count, reset_less=True)
+        first = Cat(self.load, parts)[:count]
+        track = [Cat(0, first)[:count], first, parts]
+        m.d.sync += parts.eq(first)
         former = self.t
         for level in range(step):
             choices = diagonal_parts(former, 1)
             width = (len(former) + 1) // 2
             group = count // 3 ** (level + 1)
             index = range(count)
-            # Of the clock before, in registers of their own for every 64 bits.
+            # Found two clocks before, then in registers of their own for every 64 bits.
             choosing = []
             for name, third in (("below", 1), ("above", 2)):
-                bit = Cat(track[-2][i] for i in index if i // group % 3 == third).any()
+                bit = Signal(name=f"{name}_{level}", reset_less=True)
+                members = Cat(track[-3][i] for i in index if i // group % 3 == third)
+                m.d.sync += bit.eq(members.any())
                 made = register_copies(m, f"{name}_{level}", bit, -(-width // 64))
                 choosing.append(Cat(one.replicate(64) for one in made)[: width - 1])
             diagonals = Signal(width - 1, name=f"diagonals_{level}", reset_less=True)
             m.d.sync += diagonals.eq(
                 choices[0] ^ (former[width:] & choosing[0]) ^ (former[: width - 1] & choosing[1])
             )
-            track.append(Signal(count, name=f"chosen_{level}"))
+            track.append(Signal(count, name=f"chosen_{level}", reset_less=True))
             m.d.sync += track[-1].eq(track[-2])
             former = diagonals
         m.d.comb += sums.t.eq(former)
         for i in range(sums.latency + len(self._way)):
-            track.append(Signal(count, name=f"summed_{i}"))
+            track.append(Signal(count, name=f"summed_{i}", reset_less=True))
             m.d.sync += track[-1].eq(track[-2])
 
         if self._step:
