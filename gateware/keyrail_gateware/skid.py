@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Stages between the blocks of a long path."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -38,17 +38,17 @@ class Skid(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         held, full = self.held, self.full
-        m.d.comb += self.i.ready.eq(~full)
+        moves = Signal()
+        m.d.comb += [self.i.ready.eq(~full), moves.eq(~self.o.valid | self.o.ready)]
         with m.If(~full):
             m.d.sync += held.eq(self.i.payload)
-        with m.If(~self.o.valid | self.o.ready):
-            m.d.sync += full.eq(0)
-            with m.If(full):
-                m.d.sync += [self.o.payload.eq(held), self.o.valid.eq(1)]
-            with m.Else():
-                m.d.sync += [self.o.payload.eq(self.i.payload), self.o.valid.eq(self.i.valid)]
-        with m.Elif(self.i.valid & ~full):
-            m.d.sync += full.eq(1)
+        with m.If(moves):
+            m.d.sync += [
+                self.o.payload.eq(Mux(full, held, self.i.payload)),
+                self.o.valid.eq(full | self.i.valid),
+            ]
+        # By its data input: a set and a clear would take a control set of their own.
+        m.d.sync += full.eq(~moves & (full | self.i.valid))
         return m
 
 
