@@ -77,6 +77,7 @@ class Squash(wiring.Component):
         # slot of the record before tells whether a record belongs to it.
         record = data.StructLayout({"slot": SLOT_BITS, "kind": 4, "basis": 1, "bit": 1})
         tag, valid, same = Signal(record), Signal(), Signal()
+        alike = Signal(2)  # lower and upper half of the two slots
         slot = Signal(SLOT_BITS)  # of the record before
         step = Signal()
         m.d.comb += [step.eq(~self.o.valid | self.o.ready), self.i.ready.eq(step)]
@@ -85,19 +86,25 @@ class Squash(wiring.Component):
             with m.If(self.i.valid):
                 m.d.sync += [
                     *(tag[name].eq(self.i.payload[name]) for name in record.members),
-                    same.eq(self.i.payload.slot == tag.slot),
+                    *(
+                        alike[n].eq(
+                            self.i.payload.slot.word_select(n, SLOT_BITS // 2)
+                            == tag.slot.word_select(n, SLOT_BITS // 2)
+                        )
+                        for n in range(2)
+                    ),
                     slot.eq(tag.slot),
                 ]
 
         pending = Signal()
         seen = Signal(4)  # outcomes of the group: Z0, Z1, X0, X1
         marker, marker_waits = Signal(layout(DETECTION)), Signal()
-        take, click, joins, close = Signal(), Signal(), Signal(), Signal()
+        click, joins, closes = Signal(), Signal(), Signal()
         m.d.comb += [
-            take.eq(valid & step),
+            same.eq(alike.all()),
             click.eq(tag.kind == TagKind.CLICK),
             joins.eq(pending & same),
-            close.eq(take & pending & ~same),
+            closes.eq(valid & pending & ~same),
         ]
         in_z, in_x = seen[:2], seen[2:]
         cross, double, discard, tossed, dry = Signal(), Signal(), Signal(), Signal(), Signal()
@@ -107,59 +114,60 @@ class Squash(wiring.Component):
             discard.eq(cross & self.discard_cross),
             tossed.eq(double | (cross & ~self.discard_cross)),
             dry.eq(tossed & ~self.coins.valid),
-            self.coins.ready.eq(close & tossed),
+            self.coins.ready.eq(step & closes & tossed),
         ]
 
+        # The record moves on: what comes late, `step`, decides about nothing else.
         with m.If(step):
             m.d.sync += self.o.valid.eq(0)
-        with m.If(close):
-            m.d.sync += [
-                self.o.valid.eq(~discard & ~dry),
-                result.slot.eq(slot),
-                result.kind.eq(TagKind.CLICK),
-                result.basis.eq(Mux(cross, coin.basis, in_x.any())),
-                result.bit.eq(Mux(tossed, coin.bit, seen[1] | seen[3])),
-            ]
-            m.d.comb += [
-                ledger.step["out"].eq(~discard & ~dry),
-                ledger.step["discarded"].eq(discard),
-                ledger.step["coin_dry"].eq(dry),
-                ledger.step["double_clicks"].eq(double),
-                ledger.step["cross_clicks"].eq(cross),
-            ]
-        with m.Elif(step & marker_waits):
-            m.d.sync += [result.eq(marker), self.o.valid.eq(1), marker_waits.eq(0)]
-        with m.Elif(take & ~click):
-            m.d.sync += [
-                self.o.valid.eq(1),
-                result.slot.eq(tag.slot),
-                result.kind.eq(tag.kind),
-                result.basis.eq(0),
-                result.bit.eq(0),
-            ]
-        with m.If(take):
-            with m.If(click):
-                outcome = Signal(4)
-                m.d.comb += outcome.eq(1 << Cat(tag.bit, tag.basis))
+            with m.If(closes):
                 m.d.sync += [
-                    pending.eq(1),
-                    seen.eq(Mux(joins, seen | outcome, outcome)),
+                    self.o.valid.eq(~discard & ~dry),
+                    result.slot.eq(slot),
+                    result.kind.eq(TagKind.CLICK),
+                    result.basis.eq(Mux(cross, coin.basis, in_x.any())),
+                    result.bit.eq(Mux(tossed, coin.bit, seen[1] | seen[3])),
                 ]
-                m.d.comb += [ledger.step["in"].eq(1), ledger.step["merged"].eq(joins)]
-            with m.Elif(close | marker_waits):
+                m.d.comb += [
+                    ledger.step["out"].eq(~discard & ~dry),
+                    ledger.step["discarded"].eq(discard),
+                    ledger.step["coin_dry"].eq(dry),
+                    ledger.step["double_clicks"].eq(double),
+                    ledger.step["cross_clicks"].eq(cross),
+                ]
+            with m.Elif(marker_waits):
+                m.d.sync += [result.eq(marker), self.o.valid.eq(1), marker_waits.eq(0)]
+            with m.Elif(valid & ~click):
                 m.d.sync += [
-                    pending.eq(0),
-                    marker.slot.eq(tag.slot),
-                    marker.kind.eq(tag.kind),
-                    marker_waits.eq(1),
+                    self.o.valid.eq(1),
+                    result.slot.eq(tag.slot),
+                    result.kind.eq(tag.kind),
+                    result.basis.eq(0),
+                    result.bit.eq(0),
                 ]
-            with m.If(tag.kind == TagKind.FRAME):
-                m.d.comb += ledger.frame.eq(~0)
+            with m.If(valid):
+                with m.If(click):
+                    outcome = Signal(4)
+                    m.d.comb += outcome.eq(1 << Cat(tag.bit, tag.basis))
+                    m.d.sync += [
+                        pending.eq(1),
+                        seen.eq(Mux(joins, seen | outcome, outcome)),
+                    ]
+                    m.d.comb += [ledger.step["in"].eq(1), ledger.step["merged"].eq(joins)]
+                with m.Elif(closes | marker_waits):
+                    m.d.sync += [
+                        pending.eq(0),
+                        marker.slot.eq(tag.slot),
+                        marker.kind.eq(tag.kind),
+                        marker_waits.eq(1),
+                    ]
+                with m.If(tag.kind == TagKind.FRAME):
+                    m.d.comb += ledger.frame.eq(~0)
         m.d.sync += [
             self.group.slot.eq(slot),
             self.group.double.eq(double),
             self.group.cross.eq(cross),
-            self.group.valid.eq(close),
+            self.group.valid.eq(step & closes),
         ]
         if platform == "formal":
             # Slots do not fall: what the tag path gives.
@@ -179,7 +187,7 @@ class Squash(wiring.Component):
                 - steps["discarded"]
                 - steps["coin_dry"]
             )
-            with m.If(close):
+            with m.If(step & closes):
                 m.d.sync += [closed.eq(1), closed_slot.eq(slot)]
             with m.If(detection & self.o.ready):
                 m.d.sync += [out.eq(1), out_slot.eq(result.slot)]
@@ -191,7 +199,7 @@ class Squash(wiring.Component):
                 Assert(self.i.ready == (~self.o.valid | self.o.ready)),
                 # Clicks are conserved, and a coin goes to one multiple click alone.
                 Assert(held == pending),
-                Assert(~self.coins.ready | (close & (double | cross))),
+                Assert(~self.coins.ready | (step & closes & (double | cross))),
                 # What the induction rests on.
                 Assert(~valid | (same == (slot == tag.slot))),
                 Assert(~valid | (slot <= tag.slot)),
