@@ -103,6 +103,8 @@ class CountMemory(wiring.Component):
         counted, dumped = Signal(self._count_bits), Signal(self._count_bits)
         value, following, newest, newer = (Signal(self._count_bits) for _ in range(4))
         as_adding, as_written, as_former = Signal(), Signal(), Signal()
+        # Each of these at its highest, known beside it.
+        full, fills, newest_full, newer_full = Signal(), Signal(), Signal(), Signal()
         m.d.sync += [
             fetched.eq(reading),
             held.eq(fetched),
@@ -110,20 +112,22 @@ class CountMemory(wiring.Component):
             written.eq(adding),
             newest.eq(following),
             newer.eq(newest),
+            newest_full.eq(fills),
+            newer_full.eq(newest_full),
             # The three events before this one were not in memory yet when its bin was read.
             as_adding.eq(fetched == held),
             as_written.eq(fetched == adding),
             as_former.eq(fetched == written),
         ]
-        m.d.comb += following.eq(value + ~value.all())
+        m.d.comb += [following.eq(value + ~full), fills.eq(value[1:].all())]
         with m.If(as_adding):
-            m.d.sync += value.eq(following)
+            m.d.sync += [value.eq(following), full.eq(fills)]
         with m.Elif(as_written):
-            m.d.sync += value.eq(newest)
+            m.d.sync += [value.eq(newest), full.eq(newest_full)]
         with m.Elif(as_former):
-            m.d.sync += value.eq(newer)
+            m.d.sync += [value.eq(newer), full.eq(newer_full)]
         with m.Else():
-            m.d.sync += value.eq(counted)
+            m.d.sync += [value.eq(counted), full.eq(counted.all())]
 
         # -- dump ------------------------------------------------------------------------------
 
