@@ -107,6 +107,8 @@ class Choices(wiring.Component):
         head, writes = Signal(SLOT_BITS), Signal()
         # Of these, `oldest` is the newer of the first slot fed and the end of the horizon.
         edge, oldest = Signal(SLOT_BITS), Signal(SLOT_BITS)
+        behind = self._horizon - SPARE_SLOTS
+        filled, passed = Signal(SLOT_BITS + 1), Signal()  # `edge` has passed the first slot fed
         m.d.comb += [
             head.eq(Mux(begun, stored, self.first_choice)),
             self.next_slot.eq(head),
@@ -116,12 +118,11 @@ class Choices(wiring.Component):
         with m.If(writes):
             m.d.sync += [stored.eq(head + CHOICES_PER_WORD), begun.eq(1)]
         m.d.sync += [
-            edge.eq(head - (self._horizon - SPARE_SLOTS)),
-            oldest.eq(self.first_choice),
+            edge.eq(head - behind),
+            filled.eq(self.first_choice + behind),
+            passed.eq(head >= filled),
+            oldest.eq(Mux(passed, edge, self.first_choice)),
         ]
-        # The difference is negative until the horizon is full: its top bit tells.
-        with m.If(~edge[-1] & (edge > self.first_choice)):
-            m.d.sync += oldest.eq(edge)
         with m.If(wiping):
             m.d.comb += [write.en.eq(1), write.addr.eq(sweep), write.data.eq(0)]
             m.d.sync += sweep.eq(sweep + 1)
