@@ -436,7 +436,7 @@ class Slotter(wiring.Component):
         ]
         m.d.sync += [
             held.eq(held + tags[0].valid - drops - (self.o.valid & self.o.ready)),
-            stored.eq(stored + writes - fetch),
+            stored.eq(Mux(fetch, stored - ~writes, stored + writes)),
             room.eq(held < _BUFFER - 3),
             empty.eq(held == 0),
             fetched.eq(fetch | (fetched & ~leaves)),
@@ -460,11 +460,12 @@ class Slotter(wiring.Component):
 
         anchor_time, anchored = Signal(TIME_BITS), Signal()
         span, doublings = Signal(PHASE_BITS + _FRACTION + _SPAN_LOG2), Signal(5)
-        begin = Signal(TIME_BITS + _FRACTION)
-        begin_known, end_known, bound_known = Signal(), Signal(), Signal()
-        end, end_slot = Signal(TIME_BITS + _FRACTION), Signal(SLOT_BITS)
+        # Begin, less 2^-44 ps; its fraction is added first, then, with the carry, the whole ps.
+        begin, begin_part, carry = Signal(TIME_BITS), Signal(_FRACTION), Signal()
+        begin_known, part_known = Signal(), Signal()
+        end_known, bound_known = Signal(), Signal()
+        end_fraction, end_slot = Signal(_FRACTION), Signal(SLOT_BITS)
         end_part = Signal()  # the end is past a whole ps
-        m.d.comb += end_floor.eq(end[_FRACTION:])
         m.d.sync += length.eq(1 << self.window_log2)
         with m.If(loads):
             m.d.sync += [span.eq(self.period), doublings.eq(self.window_log2)]
@@ -475,16 +476,22 @@ class Slotter(wiring.Component):
         m.d.sync += anchored.eq(tag.valid & tag.anchor & ~fails)
         with m.If(anchored):
             m.d.sync += [
-                begin.eq(Cat(Const(0, _FRACTION), anchor_time) - last_rest),
+                begin.eq(anchor_time + Cat(~last_rest[_FRACTION:], Const(-1, TIME_BITS))),
+                begin_part.eq(~last_rest[:_FRACTION]),
                 end_slot.eq(last_slot + length),
                 begin_known.eq(1),
             ]
+        one = Const(1, 1)
+        fractions = Cat(one, begin_part) + Cat(one, span[:_FRACTION])
         with m.If(begin_known & ~doublings.any()):
-            m.d.sync += [end.eq(begin + span), begin_known.eq(0)]
+            m.d.sync += [Cat(end_fraction, carry).eq(fractions >> 1), begin_known.eq(0)]
+        with m.If(part_known):
+            m.d.sync += end_floor.eq((Cat(carry, begin) + Cat(carry, span[_FRACTION:])) >> 1)
         m.d.sync += [
-            end_known.eq(begin_known & ~doublings.any()),
+            part_known.eq(begin_known & ~doublings.any()),
+            end_known.eq(part_known),
             bound_known.eq(end_known),
-            end_part.eq(end[:_FRACTION].any()),
+            end_part.eq(end_fraction.any()),
         ]
         with m.If(bound_known):
             m.d.sync += [bound.eq(end_floor + end_part), windows.eq(_Windows.ENDS)]
@@ -496,7 +503,7 @@ class Slotter(wiring.Component):
         with m.If((windows == _Windows.ENDS) & self.correction.ready):
             m.d.sync += preparing.eq(Cat(1, preparing))
         m.d.sync += [
-            later.eq(self.correction.phase + end[:_FRACTION]),
+            later.eq(self.correction.phase + end_fraction),
             shift.eq(-later),
             new_rest.eq(Mux(shift[-1], shift + self.correction.period, shift)),
             new_slot.eq(end_slot - shift[-1]),

@@ -122,7 +122,7 @@ class Tracker(wiring.Component):
     anchor
         1 beside a record on `i` that begins a window.
     flush
-        1 while nothing more comes in this window.
+        1 while nothing more comes in this window; no record is on `i` then.
     taken
         1 in the clock in which the correction was taken.
     correction
@@ -300,7 +300,7 @@ class Tracker(wiring.Component):
             opens.eq(record.valid & record.anchor),
             ends.eq(
                 (record.valid & ~record.anchor & ~inside_5)
-                | (self.flush & ~Cat(p.valid for p in passing).any())
+                | (self.flush & ~Cat(p.valid for p in passing[1:]).any())
             ),
         ]
         adds = record.counts & within_5 & (opens | (is_open & record.valid & inside_5))
@@ -477,13 +477,7 @@ class Tracker(wiring.Component):
                     m.d.sync += go(_State.ADD)
             with m.Case(_State.ADD):
                 m.d.sync += [
-                    sum_new.eq(
-                        (
-                            Cat(Const(1, 1), period)
-                            + Cat(early, change ^ early.replicate(len(change)), early).as_signed()
-                        )
-                        >> 1
-                    ),
+                    sum_new.eq(Mux(early, period - change, period + change)),
                     self.correction.phase.eq(Mux(early, -phase, phase)),
                     go(_State.CLAMP),
                 ]
