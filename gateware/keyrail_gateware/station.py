@@ -289,18 +289,18 @@ class _Station(wiring.Component):
     def _finish(self, m: Module, refused: Signal, busy: Signal) -> None:
         """Status register: `busy` and `refused` are what the station adds to the common part."""
         status = self.bank.status.status
-        secret_came = Signal()
-        with m.If(self.cable_dirty):
-            m.d.comb += secret_came.eq(1)
-        for name, described in streams(self.role).items():
-            if described.direction is Direction.TO_BOARD:
-                port = getattr(self, name)
-                with m.If(port.valid & port.ready):
-                    m.d.comb += secret_came.eq(1)
+        ports = [
+            getattr(self, name)
+            for name, described in streams(self.role).items()
+            if described.direction is Direction.TO_BOARD
+        ]
         # Both late, by as much: what is ready is known late, and what is being cleared lies far
         # apart.
-        came, clearing = Signal(2), Signal(init=1)
-        m.d.sync += came.eq(Cat(secret_came, came))
+        came_on, came, clearing = Signal(len(ports) + 1), Signal(), Signal(init=1)
+        m.d.sync += [
+            came_on.eq(Cat(self.cable_dirty, (port.valid & port.ready for port in ports))),
+            came.eq(came_on.any()),
+        ]
         wiping, wiped = Signal(init=1), Signal()
         m.d.sync += clearing.eq(
             self.wipe
@@ -312,7 +312,7 @@ class _Station(wiring.Component):
         )
         with m.If(wiping & ~clearing & (self.control.state == BlockState.IDLE)):
             m.d.sync += [wiping.eq(0), wiped.eq(1)]
-        with m.If(came[-1]):
+        with m.If(came):
             m.d.sync += wiped.eq(0)
         refusal = Signal()
         with m.If(self.wipe):
@@ -608,8 +608,18 @@ class Receiver(_Station):
         ):
             self._ledger(m, name, block.counts)
         self._ledger(m, "tracker", slotter.tracker_counts)
-        busy = histogram.busy | gaps.reading.busy | outcomes.reading.busy
-        self._finish(m, refused, busy | choices.busy | slotter.busy | tag_fifo.busy | restart_tags)
+        # The histograms lie far apart, so they are a clock late, and so is what makes them busy.
+        counting = Signal(init=1)
+        m.d.sync += counting.eq(
+            histogram.busy
+            | gaps.reading.busy
+            | outcomes.reading.busy
+            | restart_tags
+            | bank.strobes.histogram_command
+            | (self.histogram.valid & self.histogram.ready)
+        )
+        busy = counting | choices.busy | slotter.busy | tag_fifo.busy | restart_tags
+        self._finish(m, refused, busy)
         return m
 
     def _front_end(self, m: Module, tag_fifo: TagFifo) -> None:
