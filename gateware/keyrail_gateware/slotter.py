@@ -24,7 +24,6 @@ from keyrail.contract import (
 from .division import FULL, Fabric, estimate, product, remainder
 from .layouts import layout
 from .ledger import Counts, Ledger
-from .skid import Skid
 
 __all__ = ["CORRECTION", "Slotter"]
 
@@ -181,14 +180,29 @@ class Slotter(wiring.Component):
         # leaves it in the same clock.
         go = Signal()  # the entry's record leaves it
         take = Signal()  # the entry takes the record in front of it
-        again = Signal()  # the entry's record is held against what has changed meanwhile
+        # The entry's record is held against what has changed meanwhile: its time changes places
+        # with that in front of it for a clock.
+        again = Signal(2)
         swept, loads, loaded, started = Signal(), Signal(), Signal(), Signal()
         settled = Signal()  # the base is the last record
         room, empty = Signal(), Signal()  # for a record, and of records, between here and `o`
         waits = Signal()  # the entry's record was there in the clock before
-        m.submodules.front = front = Skid(layout(TAG))
-        wiring.connect(m, wiring.flipped(self.i), front.i)
-        arriving = front.o.payload
+        # A skid whose output stays for those clocks.
+        arriving, arriving_valid = Signal(layout(TAG)), Signal()
+        held_back, full = Signal(layout(TAG)), Signal()
+        follows = Signal()
+        m.d.comb += [
+            self.i.ready.eq(~full),
+            follows.eq((~arriving_valid | take) & ~again.any()),
+        ]
+        with m.If(~full):
+            m.d.sync += held_back.eq(self.i.payload)
+        with m.If(follows):
+            m.d.sync += [
+                arriving.eq(Mux(full, held_back, self.i.payload)),
+                arriving_valid.eq(full | self.i.valid),
+            ]
+        m.d.sync += full.eq(~follows & (full | self.i.valid))
 
         entry, entry_valid = Signal(layout(TAG)), Signal()
         click, bad, aside = Signal(), Signal(), Signal()  # aside: bad or early
@@ -211,33 +225,29 @@ class Slotter(wiring.Component):
             forward.eq(entry_valid & ~aside),
             switches.eq(forward & crosses),
             opens.eq(forward & (crosses | (windows == _Windows.FREE))),
-            moves.eq(room & ~again & (aside | Mux(beyond, ~stands & prepared, near))),
+            moves.eq(room & ~again.any() & (aside | Mux(beyond, ~stands & prepared, near))),
             go.eq(entry_valid & moves),
-            loads.eq(swept & ~loaded & front.o.valid),
+            loads.eq(swept & ~loaded & arriving_valid),
             take.eq(loaded & (~entry_valid | moves)),
             # Of the last record in order, when the next one is in the entry.
-            stays.eq(again | ~forward),
+            stays.eq(again[1] | ~forward),
             far.eq(Mux(stays, delta_1[-1], Mux(crosses, delta_behind[-1], delta[-1]))),
-            front.o.ready.eq(take),
         ]
         m.d.sync += waits.eq(entry_valid & ~go)
 
-        time, bad_arriving = Signal(TIME_BITS), Signal()
-        m.d.comb += [
-            time.eq(Mux(again, entry.time, arriving.time)),
-            bad_arriving.eq(
-                (arriving.kind == TagKind.CLICK) & arriving.channel[_CHANNEL_VALID_BITS:].any()
-            ),
-        ]
+        bad_arriving = Signal()
+        m.d.comb += bad_arriving.eq(
+            (arriving.kind == TagKind.CLICK) & arriving.channel[_CHANNEL_VALID_BITS:].any()
+        )
 
-        def since(name: str, reference: Signal, of: Signal = time) -> Signal:
+        def since(name: str, reference: Signal) -> Signal:
             difference = Signal(TIME_BITS, name=f"since_{name}")
-            m.d.comb += difference.eq(of - reference)
+            m.d.comb += difference.eq(arriving.time - reference)
             return difference
 
         def is_early(name: str, reference: Signal) -> Value:
             apart = arriving.time[:-1] != reference[:-1]
-            return since(name, reference, arriving.time)[-1] & apart
+            return since(name, reference)[-1] & apart
 
         early_last, early_entry = is_early("last", last_time), is_early("entry", entry.time)
         since_base, since_end = since("base", base_time), since("end", end_floor)
@@ -246,13 +256,15 @@ class Slotter(wiring.Component):
         with m.If(take):
             m.d.sync += [
                 entry.eq(arriving),
-                entry_valid.eq(front.o.valid),
+                entry_valid.eq(arriving_valid),
                 click.eq(arriving.kind == TagKind.CLICK),
                 bad.eq(bad_arriving),
                 aside.eq(bad_arriving | Mux(forward, early_entry, early_last)),
                 safe.eq(arriving.time + (length << _SAFE_LOG2)),
             ]
-        with m.If(take | again):
+        with m.If(again.any()):
+            m.d.sync += [arriving.time.eq(entry.time), entry.time.eq(arriving.time)]
+        with m.If(take | again[1]):
             m.d.sync += [
                 delta.eq(Mux(switches, since_end, since_base)),
                 near.eq((settled & stays) | ~(far | Mux(switches, since_end[-1], since_base[-1]))),
@@ -275,8 +287,8 @@ class Slotter(wiring.Component):
                 settled.eq(1),
                 windows.eq(Mux(self.track, _Windows.FREE, _Windows.OFF)),
             ]
-        m.d.sync += again.eq(0)
-        with m.If(waits & forward & ~again & ~crosses):
+        m.d.sync += again.eq(again << 1)
+        with m.If(waits & forward & ~again.any() & ~crosses):
             with m.If(beyond):
                 # What it was held against was not the window's end.
                 m.d.sync += again.eq(windows != _Windows.BEGUN)
@@ -454,7 +466,7 @@ class Slotter(wiring.Component):
         # After a reset nothing of what was there remains.
         with m.If(~swept):
             m.d.sync += sweep.eq(sweep + 1)
-        m.d.comb += self.busy.eq(~swept | front.o.valid | entry_valid | (held > self.o.valid))
+        m.d.comb += self.busy.eq(~swept | arriving_valid | entry_valid | (held > self.o.valid))
 
         # -- windows ---------------------------------------------------------------------------
 
