@@ -59,6 +59,7 @@ class _State(Enum, shape=4):
     INVERT = 10
     READY = 11
     ACT = 12
+    MOVE = 13
 
 
 class Tracker(wiring.Component):
@@ -357,6 +358,8 @@ class Tracker(wiring.Component):
         def go(following: _State) -> object:
             return state.eq(following)
 
+        signed_phase = Mux(early, -phase, phase)
+
         def hold_over(m: Module, reason: Signal) -> None:
             m.d.sync += [reason.eq(1), hold.eq(1), go(_State.READY)]
 
@@ -426,11 +429,12 @@ class Tracker(wiring.Component):
                         m.d.sync += [lock.eq(0), unlocked.eq(1)]
                 with m.Elif(is_far):
                     m.d.sync += [
-                        self.correction.phase.eq(Mux(sine[-1], -(period >> 2), period >> 2)),
+                        phase.eq(period >> 2),
+                        early.eq(sine[-1]),
                         corrected.eq(1),
                         hold.eq(1),
                         good.eq(0),
-                        go(_State.READY),
+                        go(_State.MOVE),
                     ]
                 with m.Else():
                     m.d.sync += [
@@ -478,9 +482,11 @@ class Tracker(wiring.Component):
             with m.Case(_State.ADD):
                 m.d.sync += [
                     sum_new.eq(Mux(early, period - change, period + change)),
-                    self.correction.phase.eq(Mux(early, -phase, phase)),
+                    self.correction.phase.eq(signed_phase),
                     go(_State.CLAMP),
                 ]
+            with m.Case(_State.MOVE):
+                m.d.sync += [self.correction.phase.eq(signed_phase), go(_State.READY)]
             with m.Case(_State.CLAMP):
                 m.d.sync += [below.eq(sum_new < low), above.eq(sum_new > high), go(_State.SELECT)]
             with m.Case(_State.SELECT):
