@@ -99,6 +99,8 @@ class Configuration:
     tdc_lines, tdc_cells
         Delay lines of each input's time-to-digital converter, and carry cells of a line. 0 lines:
         there is none, and the events of the inputs come stamped.
+    tdc_falling
+        The converter can stamp falling edges too; its tables take twice the block RAM.
     tdc_cell_ps
         Typical delay of a cell, before the first calibration.
     clock_ps
@@ -119,6 +121,7 @@ class Configuration:
     choices_log2: int = 17
     tdc_lines: int = 0
     tdc_cells: int = 180
+    tdc_falling: bool = False
     tdc_cell_ps: int = 66
     clock_ps: int = CLOCK_PS
 
@@ -510,7 +513,7 @@ class Receiver(_Station):
             tag_fifo.losses.ready.eq(self.losses.ready | ~raw),
         ]
         if self.configuration.inputs:
-            self._front_end(m, tag_fifo)
+            self._front_end(m, tag_fifo, measuring=raw | control.open)
         else:
             self._connect(m, self.tags, tag_fifo.i)
         # What leaves the FIFO comes late in the clock, out of its memory.
@@ -622,7 +625,7 @@ class Receiver(_Station):
         self._finish(m, refused, busy)
         return m
 
-    def _front_end(self, m: Module, tag_fifo: TagFifo) -> None:
+    def _front_end(self, m: Module, tag_fifo: TagFifo, measuring: Value) -> None:
         """Conditioning and merge of the station's own inputs, into the tag FIFO."""
         values, status, strobes = self.bank.values, self.bank.status, self.bank.strobes
         inputs = self.configuration.inputs
@@ -642,7 +645,7 @@ class Receiver(_Station):
         ]
         self._connect(m, front_end.o, tag_fifo.i)
         if self.configuration.tdc_lines:
-            self._tdc(m, front_end)
+            self._tdc(m, front_end, measuring)
         else:
             m.d.comb += [
                 getattr(front_end, f"i_{n}").eq(getattr(self, f"event_{n}")) for n in range(inputs)
@@ -657,9 +660,11 @@ class Receiver(_Station):
         for block in ("condition", "merge"):
             self._ledger(m, block, getattr(front_end, block))
 
-    def _tdc(self, m: Module, front_end: FrontEnd) -> None:
+    def _tdc(self, m: Module, front_end: FrontEnd, measuring: Value) -> None:
         """The time-to-digital converter behind its registers, in front of the conditioning.
 
+        While `measuring`, no input is taken from its pin in turn: what it would miss is in no
+        record of a loss.
         It runs on through restarts of the tag path and wipes: its times count from reset, and its
         tables hold nothing secret. Its counters are latched with the command for a frame marker,
         not with the marker, which begins behind it.
@@ -670,13 +675,15 @@ class Receiver(_Station):
         codes = min(
             2 * sizes.tdc_lines * sizes.clock_ps / sizes.tdc_cell_ps, sizes.tdc_lines * taps
         )
-        m.submodules.tdc = tdc = Tdc(sizes.inputs, sizes.tdc_lines, taps, codes, sizes.clock_ps)
+        m.submodules.tdc = tdc = Tdc(
+            sizes.inputs, sizes.tdc_lines, taps, codes, sizes.clock_ps, both_edges=sizes.tdc_falling
+        )
         control, command = values.tdc_control, bank.commands.tdc_command
         strobe = bank.strobes.tdc_command
         m.d.comb += [
             tdc.rising.eq(control.rising),
             tdc.falling.eq(control.falling),
-            tdc.oscillator.eq(control.oscillator),
+            tdc.oscillator.eq(control.oscillator & ~measuring),
             tdc.photons.eq(control.photons),
             tdc.hits_log2.eq(control.hits_log2),
             tdc.start.eq(strobe & ~command.abort),

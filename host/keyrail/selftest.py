@@ -21,6 +21,7 @@ import numpy.typing as npt
 from keyrail import t2, tag_input, tag_path
 from keyrail.board import Board, BoardError
 from keyrail.board_hash import engine_sizes, hash_on_board
+from keyrail.calibration import calibrate
 from keyrail.contract import (
     CURRENT_SAMPLE,
     GATE_WINDOWS,
@@ -324,25 +325,13 @@ def _oscillator(bench: _Bench) -> str:
     inputs = board.read("inputs") if board.role is Role.RECEIVER else 0
     if not inputs:
         raise _Absent("no time-to-digital converter: tags come stamped")
-    until = time.monotonic() + CALIBRATION_S
     before = board.ledger("tdc")
-    control = board.read_fields("tdc_control")
-    edges = [falling for falling in (0, 1) if control["falling" if falling else "rising"]]
-    largest = 0
-    for number in range(inputs):
-        for falling in edges:
-            if not control["falling" if falling else "rising"] >> number & 1:
-                continue
-            board.write("tdc_command", input=number, falling=falling)
-            while board.read_fields("tdc_status")["busy"]:
-                if time.monotonic() > until:
-                    raise _Wrong(f"input {number}: the calibration does not end")
-                time.sleep(0.001)
-            result = board.read_fields("tdc_status")["result"]
-            if result != TdcResult.DONE:
-                named = TdcResult(result).name.lower() if result in list(TdcResult) else result
-                raise _Wrong(f"input {number}: the calibration ended with {named}")
-            largest = max(largest, board.read_fields("tdc_change")["moved"])
+    made = calibrate(board, timeout_s=CALIBRATION_S)
+    for one in made:
+        if one.result != TdcResult.DONE:
+            ended = one.result.name.lower()
+            raise _Wrong(f"input {one.input}: the calibration ended with {ended}")
+    largest = max((one.moved_ps for one in made), default=0)
     seen = board.ledger("tdc")["not_pin"] - before["not_pin"]
     if seen <= 0:
         raise _Wrong("no edge of the oscillator was counted")

@@ -2,8 +2,9 @@
 """A whole receiver, from the sampled pins of its time tagger to detections, under Verilator.
 
 The station has ten inputs (eight detectors, sync, pulse per second), each behind an oversampling
-time-to-digital converter with eight samples a clock. What its pins show is driven clock by clock;
-what becomes of every edge is told by the ledgers, block by block, and by the T2 records.
+time-to-digital converter with eight samples a clock, and the oscillator on the chip. What its pins
+show is driven clock by clock; what becomes of every edge is told by the ledgers, block by block,
+and by the T2 records.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keyrail import t2, tag_input, tag_path
+from keyrail.calibration import calibrate
 from keyrail.contract import (
     CHANNELS,
     COIN,
@@ -43,14 +45,18 @@ PULSE_CLOCKS = 8
 """Clocks from pulse to pulse of the load: eight channels, one tag a clock."""
 SLOT_PS = PULSE_CLOCKS * CLOCK_PS
 CALIBRATION_HITS_LOG2 = 6
-CALIBRATION_CLOCKS = 400_000
+OSCILLATOR_PS = 23_179
+"""Half a period of the oscillator: 21.6 MHz, as the part's divided by 16 gives."""
 TIME_RECORD_CLOCKS = (1 << TIME_RECORD_LOG2_PS) // CLOCK_PS + 1
 SETTLED = 256
 """Clocks in which an edge has passed the whole path."""
 
 
 def design() -> verilated.Design:
-    """The station: without Toeplitz engine, which no tag passes, and with small memories."""
+    """The station: without Toeplitz engine, which no tag passes, and with small memories.
+
+    It can stamp falling edges too, and has the free-running oscillator to calibrate by.
+    """
     sizes = {
         "toeplitz_input_log2": 0,
         "toeplitz_output_log2": 0,
@@ -59,10 +65,11 @@ def design() -> verilated.Design:
         "inputs": TDC_INPUTS,
         "tdc_lines": 1,
         "tdc_cells": SAMPLES // 2,
+        "tdc_falling": True,
         "tdc_cell_ps": 2 * CLOCK_PS // SAMPLES,
     }
     levels = tuple((f"taps_{n}", SAMPLES) for n in range(TDC_INPUTS))
-    return verilated.Design(Role.RECEIVER, "tagger", tuple(sizes.items()), levels)
+    return verilated.Design(Role.RECEIVER, "tagger", tuple(sizes.items()), levels, OSCILLATOR_PS)
 
 
 @contextmanager
@@ -70,6 +77,8 @@ def opened() -> Iterator[VerilatedBoard]:
     """The station, calibrated, its inputs on and its tags lost by rule where there are too many."""
     board = VerilatedBoard(design(), "sim:tagger")
     try:
+        every = (1 << TDC_INPUTS) - 1
+        board.write("tdc_control", rising=every, hits_log2=CALIBRATION_HITS_LOG2)
         calibrate(board)
         tag_input.set_inputs(board, {n: tag_input.Input() for n in range(TDC_INPUTS)})
         yield board
@@ -104,31 +113,6 @@ def edges_of(rows: Rows) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     before = np.zeros_like(youngest)
     before[1:] = youngest[:-1]
     return youngest & ~before, before & ~youngest
-
-
-def calibrate(board: VerilatedBoard) -> None:
-    """Calibrate rising edges of all inputs, from pulses that have nothing to do with the clock.
-
-    Raises
-    ------
-    KeyrailError
-        If they are not calibrated in `CALIBRATION_CLOCKS`.
-    """
-    every = (1 << TDC_INPUTS) - 1
-    board.write("tdc_control", rising=every, oscillator=1, hits_log2=CALIBRATION_HITS_LOG2)
-    half_ps = 23_179  # as an oscillator of 21.6 MHz would
-    for begin in range(0, CALIBRATION_CLOCKS, CHUNK):
-        first = begin * CLOCK_PS // half_ps + 1
-        # Low between the chunks: an even number of turns in each.
-        turns = np.arange(first, first + CHUNK * CLOCK_PS // half_ps // 2 * 2 - 4)
-        toggles = turns * half_ps - begin * CLOCK_PS
-        board.drive(sampled([toggles] * TDC_INPUTS, CHUNK))
-        board.run()
-        if board.read_fields("tdc_status")["rising_calibrated"] == every:
-            board.write("tdc_control", rising=every, hits_log2=CALIBRATION_HITS_LOG2)
-            board.run()
-            return
-    raise KeyrailError(f"{board.name}: {board.read_fields('tdc_status')}: not calibrated")
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,17 @@ class Design:
         Fields of the gateware's `Configuration` that are not the default.
     levels
         Ports that the bench drives clock by clock, and their bits (`VerilatedBoard.drive`).
+    oscillator_ps
+        Half a period of the free-running oscillator on the chip. The levels are samples of the
+        station's inputs, bit 0 the youngest of a clock; an input that the station switches to the
+        oscillator shows that. 0: there is none.
     """
 
     role: Role
     name: str = ""
     sizes: tuple[tuple[str, Any], ...] = ()
     levels: tuple[tuple[str, int], ...] = ()
+    oscillator_ps: int = 0
 
     @property
     def top(self) -> str:
@@ -131,7 +136,11 @@ def build(design: Design) -> Path:
         access_clocks=ACCESS_CLOCKS,
         inputs=[_port(s) for s in described if s.direction is Direction.TO_BOARD],
         outputs=[_port(s) for s in described if s.direction is Direction.TO_HOST],
-        levels=[{"port": port, "bytes": (bits + 7) // 8} for port, bits in design.levels],
+        levels=[
+            {"port": port, "bits": bits, "bytes": (bits + 7) // 8} for port, bits in design.levels
+        ],
+        oscillator_ps=design.oscillator_ps,
+        clock_ps=CLOCK_PS,
     )
     verilate.build(component, design.top, loop, path, FLAGS, COMPILER_FLAGS)
     return path

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from keyrail import ptu, recordings, t2, tag_input, tag_path
+from keyrail import calibration, ptu, recordings, t2, tag_input, tag_path
 from keyrail.board import Board, BoardError
-from keyrail.contract import LOSS, TAG, Mode, Role, T2Marker, TagKind
+from keyrail.contract import LOSS, TAG, Mode, Role, T2Marker, TagKind, TdcResult
 from keyrail.errors import KeyrailError, SettingError
 from keyrail.layouts import zeros
 
@@ -218,12 +218,57 @@ def test_settings_of_inputs():
     assert alarms == [3]
 
 
+class Converter(Registers):
+    """Registers whose converter ends each calibration with the results given, or never."""
+
+    def __init__(self, results: list[TdcResult]) -> None:
+        super().__init__()
+        self.results, self.asked, self.background = results, [], []
+        self.write("tdc_control", rising=0b11, falling=0b10, photons=1, oscillator=1, hits_log2=9)
+
+    def write(self, name, value=0, **fields):
+        super().write(name, value, **fields)
+        if name == "tdc_command":
+            self.asked.append(fields)
+            self.background.append(self.read_fields("tdc_control"))
+            busy = not fields.get("abort") and not self.results
+            self.words[self.registers["tdc_status"].offset] = busy << 21 | (
+                self.results.pop(0) << 22 if self.results else 0
+            )
+
+
+def test_inputs_are_calibrated_on_command():
+    board = Converter([TdcResult.DONE, TdcResult.UNEVEN])
+    board.words[board.registers["tdc_change"].offset] = 300 << 14 | 17
+    control = board.read_fields("tdc_control")
+    found = calibration.calibrate(board, [1], photons=True)
+    assert found == [
+        calibration.Calibration(1, False, TdcResult.DONE, 17, 300),
+        calibration.Calibration(1, True, TdcResult.UNEVEN, 17, 300),
+    ]
+    assert board.asked == [{"input": 1, "falling": n, "photons": 1} for n in (0, 1)]
+    # What runs in the background stands back meanwhile.
+    assert {(one["oscillator"], one["photons"]) for one in board.background} == {(0, 0)}
+    assert board.read_fields("tdc_control") == control
+    with pytest.raises(calibration.CalibrationError, match="input 0: the calibration does not end"):
+        calibration.calibrate(board, timeout_s=0.0)
+    assert board.asked[-1] == {"abort": 1}
+    assert board.read_fields("tdc_control") == control
+    with pytest.raises(SettingError, match="allowed is 0 to 9"):
+        calibration.calibrate(board, [10])
+    calibration.run_in_background(board, oscillator=False)
+    assert board.read_fields("tdc_control") == control | {"oscillator": 0, "photons": 0}
+
+
 def test_a_board_without_inputs_says_so(tmp_path):
     import keyrail
 
     with keyrail.open("sim-model:bob") as bob:
         with pytest.raises(BoardError, match="no inputs of its own"):
             tag_input.set_inputs(bob, {})
+        for call in (calibration.calibrate, calibration.run_in_background):
+            with pytest.raises(BoardError, match="no time-to-digital converter"):
+                call(bob)
         tag_input.set_raw(bob, True)
         times = np.arange(1, 1000) * 10**6
         bob.send("tags", tag_path.tag_records(times, times % 3))

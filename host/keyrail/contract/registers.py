@@ -676,8 +676,17 @@ def _build() -> tuple[Register, ...]:
         "tdc_control",
         (
             Field("rising", TDC_INPUTS, "A bit an input: stamp rising edges."),
-            Field("falling", TDC_INPUTS, "A bit an input: stamp falling edges."),
-            Field("oscillator", 1, "1: calibrate all inputs in turn; none measures meanwhile."),
+            Field(
+                "falling",
+                TDC_INPUTS,
+                "A bit an input: stamp falling edges, where the board is built for them.",
+            ),
+            Field(
+                "oscillator",
+                1,
+                "1: calibrate all inputs in turn while no raw tags are asked for and no block is "
+                "open; none measures meanwhile.",
+            ),
             Field("photons", 1, "1: refine all inputs in turn, from what they measure."),
             Field("hits_log2", 5, "Edges of a calibration, as the power of two; 22 at most."),
         ),
