@@ -176,7 +176,8 @@ class Crossing:
     Between clocks that have nothing to do with each other goes either one bit into a synchroniser,
     or data that stand still until such a bit has gone through two flip-flops of the clock they go
     to: so they must be there within two of its periods. Clocks that rise together, of one PLL,
-    leave a period of the faster one.
+    leave a period of the faster one. Samples of the time tagger's inputs at later phases of the
+    station's clock have half a period of it.
 
     Parameters
     ----------
@@ -414,15 +415,16 @@ def crossings(
         delay = sum(part["delay"] for part in path["path"])
         key = (str(ends[0]), str(ends[1]))
         slowest[key] = max(slowest.get(key, 0.0), delay)
+
+    def limit(a: str, b: str) -> float:
+        if {a, b} == TOGETHER:
+            return 1000 / max(targets[a], targets[b])
+        if a.startswith("clk_phase_"):
+            return 500 / targets[b]
+        return 2000 / targets[b]
+
     return tuple(
-        Crossing(
-            a,
-            b,
-            round(delay, 3),
-            round(
-                1000 / max(targets[a], targets[b]) if {a, b} == TOGETHER else 2000 / targets[b], 3
-            ),
-        )
+        Crossing(a, b, round(delay, 3), round(limit(a, b), 3))
         for (a, b), delay in sorted(slowest.items())
     )
 

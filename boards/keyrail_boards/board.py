@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "boards",
     "ecp5",
     "role_named",
+    "sampler_sizes",
     "tdc_sizes",
 ]
 
@@ -76,6 +77,13 @@ LINE_SPARE_PS = 1_200
 """A line is longer than a clock by this, in the fastest corner."""
 
 
+def _whole_ps(clock_mhz: int) -> int:
+    """Period that the time-to-digital converter stamps by, ps."""
+    if 1_000_000 % clock_mhz:
+        raise SettingError("clock", f"{clock_mhz} MHz", "for the converter, a period of whole ps")
+    return 1_000_000 // clock_mhz
+
+
 def tdc_sizes(device: Device, clock_mhz: int) -> dict[str, int]:
     """Parameters of `Configuration` for delay lines that are longer than a clock on that part.
 
@@ -84,13 +92,28 @@ def tdc_sizes(device: Device, clock_mhz: int) -> dict[str, int]:
     SettingError
         If the period is no whole number of ps.
     """
-    if 1_000_000 % clock_mhz:
-        raise SettingError("clock", f"{clock_mhz} MHz", "for the lines, a period of whole ps")
-    clock_ps = 1_000_000 // clock_mhz
+    clock_ps = _whole_ps(clock_mhz)
     grade = device.name.rpartition("-")[2].partition(" ")[0]
     fast, typical = _CELL_PS[f"{grade} 5G" if "5G" in device.name else grade]
     cells = -(-(clock_ps + LINE_SPARE_PS) // fast)
     return {"tdc_cells": cells, "tdc_cell_ps": typical, "clock_ps": clock_ps}
+
+
+def sampler_sizes(phases: int, clock_mhz: int) -> dict[str, int]:
+    """Parameters of `Configuration` for inputs that both edges of several phases sample.
+
+    Raises
+    ------
+    SettingError
+        If the period is no whole number of ps.
+    """
+    clock_ps = _whole_ps(clock_mhz)
+    return {
+        "tdc_lines": 1,
+        "tdc_cells": phases,
+        "tdc_cell_ps": clock_ps // phases,
+        "clock_ps": clock_ps,
+    }
 
 
 class UsbKind(Enum):
@@ -181,11 +204,14 @@ class Stage:
         Frequencies by the names of the clocks that come of it, MHz.
     tolerance_ppm
         Largest error allowed.
+    phases
+        Share of its period by which an output is late, where it is.
     """
 
     source: str
     outputs: dict[str, Fraction | int]
     tolerance_ppm: int = 0
+    phases: dict[str, Fraction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -226,15 +252,45 @@ class Clocks:
             Frequency of the station.
         """
         domains = self.domains | {"sync": "reference" if mhz == station_mhz else "by_reference"}
-        stages: list[Stage] = []
+        made = [] if mhz == station_mhz else [Stage("reference", {"by_reference": station_mhz})]
+        return replace(self, reference_mhz=mhz)._with(domains, made)
+
+    def in_phases(self, count: int) -> Clocks:
+        """The same with the station's clock in several phases, all of one PLL.
+
+        Domain ``phase_n`` is late by n / (2 `count`) of a period, so that both edges of all of them
+        divide it evenly.
+
+        Parameters
+        ----------
+        count
+            Phases: 1, 2 or 4. 1: nothing is added.
+
+        Raises
+        ------
+        SettingError
+            For another count.
+        """
+        if count not in PHASES:
+            raise SettingError("phases", count, ", ".join(map(str, PHASES)))
+        if count == 1:
+            return self
+        clock, mhz = self.domains["sync"], self.frequencies()["sync"]
+        source = next((one.source for one in self.stages if clock in one.outputs), clock)
+        late = {f"phase_{n}": Fraction(n, 2 * count) for n in range(count)}
+        made = Stage(source, dict.fromkeys(late, mhz), phases=late)
+        others = {name: name for name in late if late[name]}
+        return self._with(self.domains | {"sync": "phase_0"} | others, [made])
+
+    def _with(self, domains: dict[str, str], made: list[Stage]) -> Clocks:
+        """Other domains, and stages that are added; outputs that nothing takes are left out."""
+        stages: list[Stage] = list(made)
         for stage in reversed(self.stages):
             used = {*domains.values(), *(later.source for later in stages)}
             outputs = {name: f for name, f in stage.outputs.items() if name in used}
             if outputs:
                 stages.insert(0, replace(stage, outputs=outputs))
-        if mhz != station_mhz:
-            stages.append(Stage("reference", {"by_reference": station_mhz}))
-        return replace(self, stages=tuple(stages), domains=domains, reference_mhz=mhz)
+        return replace(self, stages=tuple(stages), domains=domains)
 
     @property
     def sources(self) -> dict[str, Fraction]:
@@ -276,6 +332,8 @@ class Clocks:
         return {domain: known[clock] for domain, clock in self.domains.items()}
 
 
+PHASES = (1, 2, 4)
+"""Phases of the station's clock that may sample the inputs: one PLL has four outputs."""
 NOT_BUILT = "not built yet"
 TOO_LARGE = "mapped it has more LUT4 and flip-flops than the part"
 """Why a `Fit` does not claim to."""
@@ -295,6 +353,9 @@ class Fit:
         Whether it is said to fit and to close timing; ``make bitstreams`` builds those that are.
     seed
         nextpnr's seed.
+    phases
+        Both edges of so many phases of the station's clock sample the inputs of a receiver (1, 2
+        or 4), for pins without a placed line. 0: they have delay lines, if any.
     why_not
         Where it is not claimed: what is wrong.
     """
@@ -303,6 +364,7 @@ class Fit:
     clock_mhz: int
     claims: bool = False
     seed: int = 1
+    phases: int = 0
     why_not: str = ""
 
 

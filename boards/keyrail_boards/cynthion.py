@@ -81,6 +81,7 @@ _DOWN = ("PULLMODE", "DOWN")
 _FITS = {
     (Role.SENDER, "small"): Fit(SENDER_SMALL, 60, why_not=NOT_BUILT),
     (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
+    (Role.RECEIVER, "sampled"): Fit(RECEIVER_SMALL, 100, phases=4, why_not=NOT_BUILT),
 }
 
 BOARDS = (

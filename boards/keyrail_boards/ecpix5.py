@@ -68,6 +68,7 @@ _FITS = {
     (Role.SENDER, "small"): Fit(SENDER_SMALL, 75, why_not=NOT_BUILT),
     (Role.SENDER, "full"): Fit(SENDER_FULL, 100, why_not=NOT_BUILT),
     (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
+    (Role.RECEIVER, "sampled"): Fit(RECEIVER_SMALL, 100, phases=4, why_not=NOT_BUILT),
     (Role.RECEIVER, "full"): Fit(RECEIVER_FULL, 100, why_not=NOT_BUILT),
 }
 

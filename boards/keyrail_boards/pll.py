@@ -19,6 +19,7 @@ __all__ = [
     "NoPll",
     "PllOutput",
     "PllSettings",
+    "phase_settings",
     "pll",
     "settings",
 ]
@@ -209,7 +210,40 @@ def settings(
     return best
 
 
-def pll(chosen: PllSettings, reference: Any, clocks: Sequence[Any], locked: Any) -> Any:
+def phase_settings(divider: int, late: Fraction) -> tuple[int, int]:
+    """``CPHASE`` and ``FPHASE`` of an output: whole periods of the VCO, and eighths.
+
+    Parameters
+    ----------
+    divider
+        Of the VCO's frequency.
+    late
+        Share of the output's period by which it is late, 0 and more, below 1.
+
+    Raises
+    ------
+    NoPll
+        If it is no whole number of eighths.
+
+    Notes
+    -----
+    ``CPHASE`` is the divider less one where outputs are to rise together (FPGA-TN-02200, "Dynamic
+    Phase Adjustment").
+    """
+    eighths = late * divider * 8
+    if eighths.denominator != 1 or not 0 <= late < 1:
+        raise NoPll(f"PLL: a phase of {late} of {divider} periods of the oscillator")
+    whole, rest = divmod(int(eighths), 8)
+    return divider - 1 + whole, rest
+
+
+def pll(
+    chosen: PllSettings,
+    reference: Any,
+    clocks: Sequence[Any],
+    locked: Any,
+    late: Sequence[Fraction] = (),
+) -> Any:
     """The PLL as an Amaranth instance.
 
     Parameters
@@ -222,12 +256,12 @@ def pll(chosen: PllSettings, reference: Any, clocks: Sequence[Any], locked: Any)
         A signal for each output of `chosen`, in that order.
     locked
         Signal: 1 once the outputs are what they should be.
+    late
+        Share of its period by which each output is late; without, all rise together.
 
     Notes
     -----
-    ``CPHASE`` of an output is its divider less one: rising edges of all outputs come together
-    (FPGA-TN-02200, "Dynamic Phase Adjustment"). The loop filter is the one that the open tools'
-    own calculator gives.
+    The loop filter is the one that the open tools' own calculator gives.
     """
     from amaranth.hdl import Const, Instance
 
@@ -246,13 +280,17 @@ def pll(chosen: PllSettings, reference: Any, clocks: Sequence[Any], locked: Any)
         "a_FREQUENCY_PIN_CLKI": f"{float(chosen.input_mhz):g}",
     }
     ports: dict[str, Any] = {}
-    for letter, name, output, clock in zip("ABCD", OUTPUTS, chosen.outputs, clocks, strict=False):
+    shares = late or [Fraction(0)] * len(chosen.outputs)
+    for letter, name, output, clock, share in zip(
+        "ABCD", OUTPUTS, chosen.outputs, clocks, shares, strict=False
+    ):
+        whole, eighths = phase_settings(output.divider, share)
         parameters |= {
             f"p_OUTDIVIDER_MUX{letter}": f"DIV{letter}",
             f"p_{name}_ENABLE": "ENABLED",
             f"p_{name}_DIV": output.divider,
-            f"p_{name}_CPHASE": output.divider - 1,
-            f"p_{name}_FPHASE": 0,
+            f"p_{name}_CPHASE": whole,
+            f"p_{name}_FPHASE": eighths,
             f"a_FREQUENCY_PIN_{name}": f"{float(output.mhz):g}",
         }
         ports[f"o_{name}"] = clock

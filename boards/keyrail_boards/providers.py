@@ -6,6 +6,7 @@ use the primitives of the ECP5.
 """
 
 import warnings
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,16 +86,17 @@ class Clocking(Elaboratable):  # type: ignore[misc]
         stages = zip(self._clocks.stages, self._clocks.settings(), strict=True)
         for number, (stage, chosen) in enumerate(stages):
             names = list(stage.outputs)
-            made = []
+            made, late = [], []
             for output in chosen.outputs:
                 made_name = "feedback" if output.index is None else names[output.index]
                 signal = Signal(name=f"pll_{number}_{made_name}")
                 made.append(signal)
+                late.append(stage.phases.get(made_name, Fraction(0)))
                 if output.index is not None:
                     known[made_name] = signal
             locked = Signal(name=f"locked_{number}")
             locks.append(locked)
-            m.submodules[f"pll_{number}"] = pll(chosen, known[stage.source], made, locked)
+            m.submodules[f"pll_{number}"] = pll(chosen, known[stage.source], made, locked, late)
         m.d.comb += self.locked.eq(Cat(*locks).all() if locks else 1)
         hold = Signal()
         m.d.comb += hold.eq(~self.locked)

@@ -86,7 +86,8 @@ def design(
     with step(progress, "gateware to Verilog"):
         top = StationTop(board, role, fit, serial, reference_mhz)
         sizes = top.configuration
-        converters = sizes.inputs * sizes.tdc_lines if role is Role.RECEIVER else 0
+        placed = role is Role.RECEIVER and not fit.phases
+        converters = sizes.inputs * sizes.tdc_lines if placed else 0
         lines = (converters, sizes.tdc_cells if converters else 0)
         return convert(platform, top, board.device, top.targets, board.packer, lines)
 

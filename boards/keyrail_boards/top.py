@@ -11,9 +11,9 @@ from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal
 
 from keyrail.contract import Role
 from keyrail_gateware.station import Configuration
-from keyrail_gateware.tdc import CarryLines, DirectLaunch, Oscillator
+from keyrail_gateware.tdc import CarryLines, DirectLaunch, Oscillator, PhaseSampler
 
-from .board import Board, Fit, UsbKind, tdc_sizes
+from .board import Board, Fit, UsbKind, sampler_sizes, tdc_sizes
 from .providers import Clocking, DelayedOutput, FullSpeedPins, InputPin, UlpiPins
 
 with warnings.catch_warnings():
@@ -71,7 +71,10 @@ class StationTop(Elaboratable):  # type: ignore[misc]
         if reference_mhz is not None:
             self._clocks = self._clocks.by_reference(reference_mhz, fit.clock_mhz)
         sizes = dict(fit.sizes)
-        if sizes.get("tdc_lines"):
+        if fit.phases:
+            self._clocks = self._clocks.in_phases(fit.phases)
+            sizes |= sampler_sizes(fit.phases, fit.clock_mhz)
+        elif sizes.get("tdc_lines"):
             sizes |= tdc_sizes(board.device, fit.clock_mhz)
         self.configuration = Configuration(board=board.code, **sizes)
         if self.configuration.channels > len(board.detectors) and role is Role.RECEIVER:
@@ -123,7 +126,7 @@ class StationTop(Elaboratable):  # type: ignore[misc]
         return m
 
     def _inputs(self, m: Module, platform: Any, receiver: Any) -> None:
-        """Detectors, then sync and pulse per second, each through lines of its own."""
+        """Detectors, then sync and pulse per second, each through lines or samplers of its own."""
         sizes = self.configuration
         m.submodules.oscillator = oscillator = Oscillator(self._board.oscillator_divider)
         m.domains.oscillator = calibration = ClockDomain(reset_less=True)
@@ -132,7 +135,12 @@ class StationTop(Elaboratable):  # type: ignore[misc]
         for number, (name, index) in enumerate(names[: sizes.inputs]):
             m.submodules[f"pin_{number}"] = pin = InputPin(platform.request(name, index, dir="-"))
             m.submodules[f"start_{number}"] = start = DirectLaunch()
-            lines = CarryLines(sizes.tdc_lines, sizes.tdc_cells)
+            lines: Any
+            if self._fit.phases:
+                later = (f"phase_{n}" for n in range(1, self._fit.phases))
+                lines = PhaseSampler(("sync", *later))
+            else:
+                lines = CarryLines(sizes.tdc_lines, sizes.tdc_cells)
             m.submodules[f"lines_{number}"] = lines
             # What switches the line is no level to be stamped: from a flip-flop of another clock,
             # its way along the line is no path that the station's clock has to wait for. A period

@@ -52,6 +52,7 @@ _SHARED: dict[str, Any] = {
 _FITS = {
     (Role.SENDER, "small"): Fit(SENDER_SMALL, 60, why_not=NOT_BUILT),
     (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
+    (Role.RECEIVER, "sampled"): Fit(RECEIVER_SMALL, 100, phases=4, why_not=NOT_BUILT),
 }
 
 BOARDS = (
@@ -70,7 +71,9 @@ BOARDS = (
         code=BoardCode.ULX3S_12F,
         platform=lambda: _platform("ULX3S_12F_Platform"),
         device=ecp5("LFE5U-12F", "6", "caBGA381"),
-        fits=_FITS,
+        # Its two PLLs are taken: the station's clock has one phase.
+        fits=_FITS
+        | {(Role.RECEIVER, "sampled"): Fit(RECEIVER_SMALL, 100, phases=1, why_not=NOT_BUILT)},
         **_SHARED,
     ),
 )

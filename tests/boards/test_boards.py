@@ -9,8 +9,12 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from amaranth.back import verilog
+from amaranth.hdl import ClockDomain, Module, Signal
+from amaranth.lib import io
 from amaranth.sim import Simulator
 
 import board_blinker as blinker
@@ -32,7 +36,16 @@ from keyrail_boards.bitstream import (
     pack,
     pin_paths,
 )
-from keyrail_boards.board import Clocks, Stage, board_named, boards, ecp5, role_named, tdc_sizes
+from keyrail_boards.board import (
+    Clocks,
+    Stage,
+    board_named,
+    boards,
+    ecp5,
+    role_named,
+    sampler_sizes,
+    tdc_sizes,
+)
 from keyrail_boards.place_and_route import ToolFailed
 from keyrail_boards.pll import (
     DIVIDERS,
@@ -41,6 +54,7 @@ from keyrail_boards.pll import (
     PHASE_DETECTOR_MHZ,
     VCO_MHZ,
     NoPll,
+    phase_settings,
     settings,
 )
 from keyrail_boards.providers import DelaySteps
@@ -155,6 +169,41 @@ def test_station_may_be_clocked_by_a_reference(board):
         assert clocks.frequencies() == others
 
 
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
+def test_phases_that_sample_divide_the_clock_evenly(board):
+    fit = board.fit(Role.RECEIVER, "sampled")
+    for reference in (None, fit.clock_mhz):
+        clocks = board.clocks(fit.clock_mhz)
+        if reference:
+            clocks = clocks.by_reference(reference, fit.clock_mhz)
+        others = clocks.frequencies()
+        clocks = clocks.in_phases(fit.phases)
+        frequencies = clocks.frequencies()
+        later = {f"phase_{n}": fit.clock_mhz for n in range(1, fit.phases)}
+        assert frequencies == others | later
+        if fit.phases == 1:
+            continue
+        # All of one PLL, and late by what the samplers' places in the code say.
+        (stage,) = [stage for stage in clocks.stages if stage.phases]
+        assert {clocks.domains[one] for one in ("sync", *later)} == set(stage.phases)
+        chosen = clocks.settings()[clocks.stages.index(stage)].by_index()
+        for n, (output, share) in enumerate(stage.phases.items()):
+            assert share == Fraction(n, 2 * fit.phases)
+            divider = chosen[list(stage.outputs).index(output)].divider
+            whole, eighths = phase_settings(divider, share)
+            assert whole - (divider - 1) + Fraction(eighths, 8) == share * divider
+
+
+def test_phases_that_cannot_be_are_refused():
+    clocks = board_named("ecpix5-45f").clocks(100)
+    with pytest.raises(SettingError, match="phases = 3: allowed is 1, 2, 4"):
+        clocks.in_phases(3)
+    with pytest.raises(NoPll, match="a phase of 1/3"):
+        phase_settings(4, Fraction(1, 3))
+    with pytest.raises(SettingError, match="whole ps"):
+        sampler_sizes(4, 96)
+
+
 # -- pins and parts ------------------------------------------------------------------------------
 
 
@@ -205,6 +254,43 @@ def test_sizes_that_are_not_the_boards_are_refused():
         StationTop(board, Role.SENDER, replace(sender, sizes=sender.sizes | {"gear": 4}))
     with pytest.raises(ValueError, match="has 4 detector inputs"):
         StationTop(board, Role.RECEIVER, replace(receiver, sizes=receiver.sizes | {"channels": 8}))
+
+
+class Pins:
+    """A platform that has every pin."""
+
+    def request(self, name, number, dir):
+        return io.SimulationPort("i", 1)
+
+
+@pytest.mark.parametrize(("configuration", "samples"), [("sampled", 4), ("small", 2 * 224)])
+def test_inputs_go_through_samplers_or_lines(configuration, samples):
+    from keyrail_boards.top import StationTop
+
+    board = board_named("orangecrab-25f")
+    top = StationTop(board, Role.RECEIVER, board.fit(Role.RECEIVER, configuration))
+    sizes = top.configuration
+    assert sizes.tdc_lines * 2 * sizes.tdc_cells == samples
+    # As many codes in a clock as there are samples, or taps that it reaches.
+    codes = 2 * sizes.clock_ps / sizes.tdc_cell_ps
+    assert samples >= codes > 0.8 * samples
+    receiver = SimpleNamespace(
+        sources=Signal(sizes.inputs),
+        **{f"taps_{n}": Signal(samples, name=f"taps_{n}") for n in range(sizes.inputs)},
+    )
+    m = Module()
+    m.domains.sync = ClockDomain()
+    for domain in top.targets:
+        if domain.startswith("clk_phase_"):
+            m.domains += ClockDomain(domain.removeprefix("clk_"), reset_less=True)
+    top._inputs(m, Pins(), receiver)
+    taps = [getattr(receiver, f"taps_{n}") for n in range(sizes.inputs)]
+    text = verilog.convert(m, ports=[receiver.sources, *taps], emit_src=False)
+    cells = text.count("CCU2C_RAW")
+    assert cells == (0 if configuration == "sampled" else sizes.inputs * sizes.tdc_cells)
+    # Each sample has a flip-flop at its own edge: half of them fall.
+    if configuration == "sampled":
+        assert text.count("always @(negedge") == sizes.inputs * samples // 2
 
 
 def test_lines_are_longer_than_a_clock():
@@ -339,6 +425,17 @@ def test_crossings_have_two_periods_of_the_clock_they_go_to():
         ("clk_sync", "clk_usb", 33.333, False),
         ("clk_usb", "clk_sync", 20.0, True),
     ]
+
+
+def test_samples_of_later_phases_have_half_a_period():
+    names = {"clocking.clk_phase_3": {"bits": [5]}, "clocking.clk_sync": {"bits": [6]}}
+    ways = [way("clocking.clk_phase_3", "clocking.clk_sync", 5.1)]
+    found = crossings(
+        {"critical_paths": ways},
+        {"netnames": names},
+        {"clk_sync": 100.0, "clk_phase_3": 100.0},
+    )
+    assert [(one.limit_ns, one.holds) for one in found] == [(5.0, False)]
 
 
 def test_ways_to_and_from_pins_are_shown():
