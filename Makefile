@@ -54,8 +54,8 @@ demo: env ## From photons to identical secret keys, through the real gateware.
 test: env ## Run every test.
 	$(RUN)pytest -n 2 $(TESTS)
 
-test-full-size: env ## The Toeplitz engine at 2^20 bits, a receiver from its pins (some minutes).
-	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py tests/link/test_tagger.py
+test-full-size: env ## The Toeplitz engine at 2^20 bits, receivers in time (some minutes).
+	KEYRAIL_FULL_SIZE=1 $(RUN)pytest tests/gateware/test_toeplitz_full_size.py tests/link/test_tagger.py tests/link/test_pins.py
 
 test-sim-usb: env ## The host library on whole stations behind their USB cores (some minutes).
 	KEYRAIL_SIM_USB=1 $(RUN)pytest tests/link/test_every_board.py

@@ -36,6 +36,11 @@ BACKENDS = {
 """Kinds of simulated boards, and the module of each."""
 
 
+def is_simulated(name: str) -> bool:
+    """Whether the name is a simulated board's."""
+    return name.partition(":")[0] in BACKENDS
+
+
 class BoardError(KeyrailError):
     """A board did not do what it was asked."""
 

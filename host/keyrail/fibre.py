@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
+from keyrail.board import is_simulated
 from keyrail.contract import SLOT_BITS
 from keyrail.errors import KeyrailError
 from keyrail.light import Clicks, Detector, LightError
@@ -122,7 +123,7 @@ class FibreServer:
             word = _requests.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return True
-        if word.board.partition(":")[0] not in ("sim", "sim-model"):
+        if not is_simulated(word.board):
             self._send(peer, _Refused("the fibre is for simulated boards, and this one is none"))
         elif isinstance(word, _Restart):
             self._detector, self._epoch, self._sender = self._world(word.epoch), word.epoch, peer

@@ -75,12 +75,25 @@ class Train(Message, frozen=True):
     slots: Count
 
 
+class Listening(Message, frozen=True):
+    """Receiver: its detectors are heard; the training slots of that epoch may be sent."""
+
+    epoch: Count
+
+
+class TrainingSent(Message, frozen=True):
+    """Sender: the last training slot of that epoch has left."""
+
+    epoch: Count
+
+
 class Trained(Message, frozen=True):
     """Receiver: whether it found the training slots, and how often it detects."""
 
     found: bool
     reason: Reason = ""
     detections_per_slot: Share = 0.0
+    epoch: Count = 0
 
 
 class OpenBlock(Message, frozen=True):
@@ -312,6 +325,8 @@ class Discard(Message, frozen=True):
 AnyMessage = (
     Ready
     | Train
+    | Listening
+    | TrainingSent
     | Trained
     | OpenBlock
     | BlockOpened

@@ -417,6 +417,9 @@ class Runner:
         if different:
             raise OperationError("the stations' settings differ: " + "; ".join(different))
         self.pool.agree(greeting.counters())
+        if not self.totals["sessions"]:
+            # A board outlives the process that drove it, with the block that was open then.
+            self._wipe()
         self.totals["sessions"] += 1
         self._say(f"session {self.exchange.session.hex()[:8]} begins; {self.budget()}")
         self._main = self._operate()
@@ -628,48 +631,30 @@ class Runner:
             self._give_up(channel, reason)
         self._tell(reason)
         self.exchange.poll()
+        self._wipe()
+
+    def _wipe(self) -> None:
         self.board.write("wipe", 1)
         self.board.run()
 
 
-class SenderRunner(Runner):
-    """The sender's station in operation.
+class SenderOperation(Runner):
+    """The sender's station in operation, wherever its light is.
 
     Parameters
     ----------
-    light
-        Where its simulated board's light goes.
-    horizon_slots
-        Slots that the board remembers: light waits until they have been announced.
-    patience_s
-        How long the light waits for announcements; then their frames are taken for lost.
     blocks
         Blocks to make before it ends; None for no end.
-    generates
-        The board makes the states: gives a key for it and, for the light, the states that it
-        makes, from a source and the probabilities of Z and signal. None: the host draws them.
     """
 
     role = Role.SENDER
 
-    def __init__(
-        self,
-        *arguments: Any,
-        light: SenderLight,
-        horizon_slots: int = 1 << 17,
-        patience_s: float = 2.0,
-        blocks: int | None = None,
-        generates: Callable[[RandomSource, float, float], tuple[GeneratorKey, StatesOf]]
-        | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, blocks: int | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._light, self._horizon, self._patience = light, horizon_slots, patience_s
-        self._generates = generates
         self._blocks = blocks
         self._epoch = 0
-        self._slot = 0
-        self._share = 0.0
+        # Detections a slot that the receiver found in the last training.
+        self._share = 1.0
 
     @property
     def finished(self) -> bool:
@@ -695,74 +680,35 @@ class SenderRunner(Runner):
         channel.send(answer)
         channel.send_tag()
 
-    def _operate(self) -> Step:
-        self._epoch = int.from_bytes((self.exchange.session or bytes(4))[:4], "little")
-        yield from receive(self._control, messages.Ready)
-        self._begin_light()
-        trained_until = 0
-        failures = 0
-        while self._blocks is None or self.totals["blocks"] + len(self._channels) < self._blocks:
-            self._require_pads()
-            if self._slot >= trained_until or failures:
-                try:
-                    yield from self._train()
-                except ProtocolError as error:
-                    failures += 1
-                    self._say(f"training failed: {error}")
-                    self._begin_light()
-                    continue
-                trained_until, failures = self._slot + self.plan.training_every, 0
-            channel = self._new_channel(self._last_block + 1)
-            done = yield from self._guarded(channel, self._block(channel))
-            failures += not done
-
     def _uses(self) -> dict[str, Label]:
         return {**super()._uses(), **self.board.randomness()}
 
-    def _begin_light(self) -> None:
-        self._epoch = (self._epoch + 1) % (1 << 32)
-        self._light.restart(self._epoch)
-        self._slot = 0
+    def _goes_on(self) -> bool:
+        """Whether a further block is to be opened."""
+        return self._blocks is None or self.totals["blocks"] + len(self._channels) < self._blocks
 
-    def _train(self) -> Step:
-        plan = self.plan
-        first = self._slot
-        # Blocks begin with a whole word of states.
-        self._slot += plan.training_slots + -plan.training_slots % STATES_PER_WORD
-        self._control.send(messages.Train(self._epoch, first, plan.training_slots))
-        pattern = training_states(plan.training_slots)
-        for begin in range(0, plan.training_slots, plan.chunk_slots):
-            while not self._light.ready():
-                yield
-            self._light.emit(first + begin, pattern[begin : begin + plan.chunk_slots])
-            self.moved = True
-            yield
-        trained = yield from receive(self._control, messages.Trained)
-        if not trained.found:
-            raise ProtocolError(trained.reason)
-        self._share = trained.detections_per_slot
+    def _begin(self) -> Step:
+        """Wait until the receiver is ready in a new session."""
+        self._epoch = int.from_bytes((self.exchange.session or bytes(4))[:4], "little")
+        yield from receive(self._control, messages.Ready)
+
+    def _on_host(self) -> bool:
+        """Whether a block's detections are too many for the board's block memory."""
+        memory = 1 << self.board.read_fields("configuration")["block_memory_log2"]
+        return 1.1 * self.plan.block_slots * self._share > memory
+
+    def _enter(self, channel: BlockChannel, station: SenderStation) -> None:
+        self._stations[channel.block] = station
+        self.board.write("mode", Mode.KEY)
+        self.board.run()
+
+    def _quantum(self, channel: BlockChannel) -> Generator[None, None, SenderStation]:
+        """Open a block and send its states; returns once they have left."""
+        raise NotImplementedError
 
     def _block(self, channel: BlockChannel) -> Step:
         board, plan = self.board, self.plan
-        made, states_of = None, None
-        if self._generates is None:
-            label = self.sources("states").label
-        else:
-            # A new key for each block; the wipe ends the old one, and its record of slots made.
-            board.write("wipe", 1)
-            board.run()
-            source = self.sources("generator key")
-            made, states_of = self._generates(source, plan.p_z, plan.p_signal)
-            label = source.label
-        station = SenderStation(board, channel, label, made)
-        self._stations[channel.block] = station
-        board.write("mode", Mode.KEY)
-        board.run()
-        first, last = self._slot, self._slot + plan.block_slots - 1
-        memory = 1 << board.read_fields("configuration")["block_memory_log2"]
-        station.open(channel.block, first, last, 1.1 * plan.block_slots * self._share > memory)
-        yield from receive(channel, messages.BlockOpened)
-        yield from self._emit(channel, station, first, last, states_of)
+        station = yield from self._quantum(channel)
         while not channel.pending:
             self._look_up(channel, station)
             yield
@@ -786,44 +732,6 @@ class SenderRunner(Runner):
         while channel.live:
             station.take(channel.live.popleft())
             self.moved = True
-
-    def _emit(
-        self,
-        channel: BlockChannel,
-        station: SenderStation,
-        first: int,
-        last: int,
-        states_of: StatesOf | None,
-    ) -> Step:
-        plan = self.plan
-        while self._slot <= last:
-            begin, slots = self._slot, min(plan.chunk_slots, last + 1 - self._slot)
-            guard = 0
-            if begin + slots > last:
-                guard = GUARD_SLOTS + -(slots + GUARD_SLOTS) % STATES_PER_WORD
-            waits_since = self._clock()
-            while True:
-                if channel.ended:
-                    raise ProtocolError(channel.ended)
-                self._look_up(channel, station)
-                ahead = begin + slots + guard - station.announced_until
-                late = self._clock() - waits_since > self._patience
-                if self._light.ready() and (ahead <= self._horizon or late):
-                    break
-                yield
-            emitted = np.zeros(slots + guard, np.uint8)
-            if states_of is not None:
-                emitted[:slots] = states_of(begin, slots)
-            else:
-                emitted[:slots] = random_states(
-                    self.sources("states").bytes, slots, plan.p_z, plan.source.probabilities[0]
-                )
-                # The board's words end with the block; only the light goes on for the guard.
-                station.emit(emitted[: slots + -slots % STATES_PER_WORD])
-            self._slot += slots + guard
-            self._light.emit(begin, emitted)
-            self.moved = True
-            yield
 
     def _distil(
         self, channel: BlockChannel, station: SenderStation, sifted: Sifted, report: BlockReport
@@ -863,24 +771,152 @@ class SenderRunner(Runner):
             self._finish_block(report, distiller.result)
 
 
-class ReceiverRunner(Runner):
-    """The receiver's station in operation.
+class SenderRunner(SenderOperation):
+    """The sender's station in operation, with simulated light.
 
     Parameters
     ----------
     light
-        Where its simulated board's clicks come from.
+        Where its simulated board's light goes.
+    horizon_slots
+        Slots that the board remembers: light waits until they have been announced.
+    patience_s
+        How long the light waits for announcements; then their frames are taken for lost.
+    generates
+        The board makes the states: gives a key for it and, for the light, the states that it
+        makes, from a source and the probabilities of Z and signal. None: the host draws them.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        light: SenderLight,
+        horizon_slots: int = 1 << 17,
+        patience_s: float = 2.0,
+        generates: Callable[[RandomSource, float, float], tuple[GeneratorKey, StatesOf]]
+        | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._light, self._horizon, self._patience = light, horizon_slots, patience_s
+        self._generates = generates
+        self._slot = 0
+
+    def _operate(self) -> Step:
+        yield from self._begin()
+        self._begin_light()
+        trained_until = 0
+        failures = 0
+        while self._goes_on():
+            self._require_pads()
+            if self._slot >= trained_until or failures:
+                try:
+                    yield from self._train()
+                except ProtocolError as error:
+                    failures += 1
+                    self._say(f"training failed: {error}")
+                    self._begin_light()
+                    continue
+                trained_until, failures = self._slot + self.plan.training_every, 0
+            channel = self._new_channel(self._last_block + 1)
+            done = yield from self._guarded(channel, self._block(channel))
+            failures += not done
+
+    def _begin_light(self) -> None:
+        self._epoch = (self._epoch + 1) % (1 << 32)
+        self._light.restart(self._epoch)
+        self._slot = 0
+
+    def _train(self) -> Step:
+        plan = self.plan
+        first = self._slot
+        # Blocks begin with a whole word of states.
+        self._slot += plan.training_slots + -plan.training_slots % STATES_PER_WORD
+        self._control.send(messages.Train(self._epoch, first, plan.training_slots))
+        pattern = training_states(plan.training_slots)
+        for begin in range(0, plan.training_slots, plan.chunk_slots):
+            while not self._light.ready():
+                yield
+            self._light.emit(first + begin, pattern[begin : begin + plan.chunk_slots])
+            self.moved = True
+            yield
+        trained = yield from receive(self._control, messages.Trained)
+        if not trained.found:
+            raise ProtocolError(trained.reason)
+        self._share = trained.detections_per_slot
+
+    def _quantum(self, channel: BlockChannel) -> Generator[None, None, SenderStation]:
+        plan = self.plan
+        made, states_of = None, None
+        if self._generates is None:
+            label = self.sources("states").label
+        else:
+            # A new key for each block; the wipe ends the old one, and its record of slots made.
+            self._wipe()
+            source = self.sources("generator key")
+            made, states_of = self._generates(source, plan.p_z, plan.p_signal)
+            label = source.label
+        station = SenderStation(self.board, channel, label, made)
+        self._enter(channel, station)
+        first, last = self._slot, self._slot + plan.block_slots - 1
+        station.open(channel.block, first, last, self._on_host())
+        yield from receive(channel, messages.BlockOpened)
+        yield from self._emit(channel, station, first, last, states_of)
+        return station
+
+    def _emit(
+        self,
+        channel: BlockChannel,
+        station: SenderStation,
+        first: int,
+        last: int,
+        states_of: StatesOf | None,
+    ) -> Step:
+        plan = self.plan
+        while self._slot <= last:
+            begin, slots = self._slot, min(plan.chunk_slots, last + 1 - self._slot)
+            guard = 0
+            if begin + slots > last:
+                guard = GUARD_SLOTS + -(slots + GUARD_SLOTS) % STATES_PER_WORD
+            waits_since = self._clock()
+            while True:
+                if channel.ended:
+                    raise ProtocolError(channel.ended)
+                self._look_up(channel, station)
+                ahead = begin + slots + guard - station.announced_until
+                late = self._clock() - waits_since > self._patience
+                if self._light.ready() and (ahead <= self._horizon or late):
+                    break
+                yield
+            emitted = np.zeros(slots + guard, np.uint8)
+            if states_of is not None:
+                emitted[:slots] = states_of(begin, slots)
+            else:
+                emitted[:slots] = random_states(
+                    self.sources("states").bytes, slots, plan.p_z, plan.source.probabilities[0]
+                )
+                # The board's words end with the block; only the light goes on for the guard.
+                station.emit(emitted[: slots + -slots % STATES_PER_WORD])
+            self._slot += slots + guard
+            self._light.emit(begin, emitted)
+            self.moved = True
+            yield
+
+
+class ReceiverOperation(Runner):
+    """The receiver's station in operation, wherever its light is.
+
+    Parameters
+    ----------
     blocks
         Blocks to make before it ends; None for no end.
     """
 
     role = Role.RECEIVER
 
-    def __init__(
-        self, *arguments: Any, light: ReceiverLight, blocks: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, blocks: int | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._light, self._blocks = light, blocks
+        self._blocks = blocks
         self._opening: deque[int] = deque()
         self._training = False
         self._tuning: Tuning | None = None
@@ -949,30 +985,19 @@ class ReceiverRunner(Runner):
             self._training = False
 
     def _trained(self, train: messages.Train) -> Step:
-        self._epoch = train.epoch
-        parts = []
-        slots = 0
-        while slots < train.slots:
-            if self._control.pending:
-                return  # the sender's light broke off, and training begins anew
-            clicks = self._light.fetch(train.epoch)
-            if clicks is None:
-                yield
-                continue
-            self.moved = True
-            if clicks.first_slot >= train.first_slot:
-                parts.append(clicks)
-                slots += clicks.slots
-        times = np.concatenate([part.times for part in parts])
-        channels = np.concatenate([part.channels for part in parts])
-        try:
-            pattern = training_states(train.slots)
-            self._tuning = tune(self.board, times, channels, pattern, train.first_slot)
-        except (TrainingError, NoPeriodError) as error:
-            self._say(f"training failed: {error}")
-            self._control.send(messages.Trained(False, str(error)[:500]))
-            return
-        self._control.send(messages.Trained(True, "", min(1.0, self._tuning.detections_per_slot)))
+        """Learn the slots from published ones, and say whether they were found."""
+        raise NotImplementedError
+
+    def _answer_training(self, train: messages.Train, wrong: str = "") -> None:
+        """Say what came of a training: what is wrong, or the tuning that was found."""
+        if wrong:
+            self._say(f"training failed: {wrong}")
+            answer = messages.Trained(False, wrong[:500], epoch=train.epoch)
+        else:
+            assert self._tuning is not None
+            share = min(1.0, self._tuning.detections_per_slot)
+            answer = messages.Trained(True, "", share, train.epoch)
+        self._control.send(answer)
 
     def _block(self, channel: BlockChannel) -> Step:
         board, tuning = self.board, self._tuning
@@ -1015,31 +1040,8 @@ class ReceiverRunner(Runner):
         tuning: Tuning,
         block: messages.OpenBlock,
     ) -> Step:
-        last = block.last_slot
-        before = self.board.ledger("squash")["out"]
-        done = False
-        while not done:
-            if channel.ended:
-                raise ProtocolError(channel.ended)
-            clicks = self._light.fetch(self._epoch)
-            if clicks is None:
-                yield
-                continue
-            self.moved = True
-            if clicks.end_slot <= block.first_slot:
-                continue
-            done = clicks.end_slot > last + GUARD_SLOTS // 2
-            # A time record behind the block shows that it is over.
-            until = tuning.slot_start(last + 3 if done else clicks.end_slot - 1)
-            until = max(until, int(clicks.times.max(initial=0)))
-            until_slot = min(last + 1, clicks.end_slot - 2)
-            station.measure(clicks.times, clicks.channels, until, until_slot)
-            tuning.check_lock(self.board)
-            if done:
-                tag_path.send_frame(self.board, until + 1)
-                self.board.run()
-                tag_path.check_ledgers(self.board, tag_path.CHAIN, before_block=before)
-            yield
+        """Announce the detections of an open block; returns once it is over."""
+        raise NotImplementedError
 
     def _distil(
         self, channel: BlockChannel, station: ReceiverStation, sifted: Sifted, report: BlockReport
@@ -1081,3 +1083,75 @@ class ReceiverRunner(Runner):
         finally:
             sifted.key[:] = 0
             self._finish_block(report, distiller.result)
+
+
+class ReceiverRunner(ReceiverOperation):
+    """The receiver's station in operation, with simulated light.
+
+    Parameters
+    ----------
+    light
+        Where its simulated board's clicks come from.
+    """
+
+    def __init__(self, *arguments: Any, light: ReceiverLight, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._light = light
+
+    def _trained(self, train: messages.Train) -> Step:
+        self._epoch = train.epoch
+        parts = []
+        slots = 0
+        while slots < train.slots:
+            if self._control.pending:
+                return  # the sender's light broke off, and training begins anew
+            clicks = self._light.fetch(train.epoch)
+            if clicks is None:
+                yield
+                continue
+            self.moved = True
+            if clicks.first_slot >= train.first_slot:
+                parts.append(clicks)
+                slots += clicks.slots
+        times = np.concatenate([part.times for part in parts])
+        channels = np.concatenate([part.channels for part in parts])
+        try:
+            pattern = training_states(train.slots)
+            self._tuning = tune(self.board, times, channels, pattern, train.first_slot)
+        except (TrainingError, NoPeriodError) as error:
+            self._answer_training(train, str(error))
+            return
+        self._answer_training(train)
+
+    def _measure(
+        self,
+        channel: BlockChannel,
+        station: ReceiverStation,
+        tuning: Tuning,
+        block: messages.OpenBlock,
+    ) -> Step:
+        last = block.last_slot
+        before = self.board.ledger("squash")["out"]
+        done = False
+        while not done:
+            if channel.ended:
+                raise ProtocolError(channel.ended)
+            clicks = self._light.fetch(self._epoch)
+            if clicks is None:
+                yield
+                continue
+            self.moved = True
+            if clicks.end_slot <= block.first_slot:
+                continue
+            done = clicks.end_slot > last + GUARD_SLOTS // 2
+            # A time record behind the block shows that it is over.
+            until = tuning.slot_start(last + 3 if done else clicks.end_slot - 1)
+            until = max(until, int(clicks.times.max(initial=0)))
+            until_slot = min(last + 1, clicks.end_slot - 2)
+            station.measure(clicks.times, clicks.channels, until, until_slot)
+            tuning.check_lock(self.board)
+            if done:
+                tag_path.send_frame(self.board, until + 1)
+                self.board.run()
+                tag_path.check_ledgers(self.board, tag_path.CHAIN, before_block=before)
+            yield

@@ -13,15 +13,30 @@ from typing import Any
 
 from keyrail import board
 from keyrail.authentication import PAD_BITS, Pool
-from keyrail.contract import Role
+from keyrail.calibration import calibrate
+from keyrail.contract import Mode, Role, TdcResult
 from keyrail.distil.estimate import binary_entropy, estimate_key_length, expected_counts
 from keyrail.errors import KeyrailError, MissingExtra
 from keyrail.exchange import Exchange, Pump
 from keyrail.fibre import FibreReceiver, FibreSender, FibreServer
 from keyrail.keystore import Keystore
 from keyrail.light import Detector
-from keyrail.operation import PADS_PER_BLOCK, ReceiverRunner, Runner, SenderRunner
+from keyrail.operation import (
+    PADS_PER_BLOCK,
+    ReceiverOperation,
+    ReceiverRunner,
+    Runner,
+    SenderOperation,
+    SenderRunner,
+)
+from keyrail.pin_operation import (
+    DetectorPins,
+    PinReceiverRunner,
+    PinSenderRunner,
+    SourcePins,
+)
 from keyrail.randomness import (
+    DeviceRandom,
     Label,
     OsRandom,
     RandomSource,
@@ -36,6 +51,7 @@ from keyrail.transport import ZmqTransport
 from keyrail.tuning import BLANKING_SLOTS
 
 Say = Callable[[str], None]
+_LABELS: dict[str, Label] = {"os": "os", "device": "hardware", "test": "test"}
 
 
 @contextmanager
@@ -105,8 +121,6 @@ def run_station(settings: StationSettings, say: Say, blocks: int | None = None) 
     KeyrailError
         If the station cannot begin, or must stop.
     """
-    if settings.fibre is None:
-        raise KeyrailError(f"{settings.board}: stations run on simulated boards only, so far")
     say(plan_line(settings))
     with ExitStack() as stack:
         stopping = stack.enter_context(until_stopped())
@@ -115,6 +129,11 @@ def run_station(settings: StationSettings, say: Say, blocks: int | None = None) 
         pool = Pool(settings.pool, settings.role, keystore)
         stack.callback(pool.close)
         opened = stack.enter_context(board.open(settings.board))
+        if opened.role is not settings.role:
+            raise KeyrailError(
+                f"{settings.board}: a {opened.role.name.lower()}, and a "
+                f"{settings.role.name.lower()} is set"
+            )
         transport = ZmqTransport(listen=settings.listen, connect=settings.connect)
         stack.callback(transport.close)
         exchange = Exchange(
@@ -123,27 +142,10 @@ def run_station(settings: StationSettings, say: Say, blocks: int | None = None) 
         )  # fmt: skip
 
         def sources(purpose: str) -> RandomSource:
-            if settings.randomness == "test" and opened.randomness_may_be_test:
-                return TestRandom(settings.seed, f"{settings.role.name.lower()} {purpose}")
-            return OsRandom()
+            return random_source(settings, opened.randomness_may_be_test, purpose)
 
         common = (opened, exchange, pool, keystore, sources, settings.plan, say, True)
-        runner: SenderRunner | ReceiverRunner
-        if settings.role is Role.SENDER:
-            emits = FibreSender(settings.fibre, settings.board)
-            stack.callback(emits.close)
-            horizon = 1 << opened.read_fields("configuration")["horizon_log2"]
-            runner = SenderRunner(
-                *common,
-                light=emits,
-                horizon_slots=horizon,
-                blocks=blocks,
-                generates=simulated_generator if settings.states_from == "generator" else None,
-            )
-        else:
-            detects = FibreReceiver(settings.fibre, settings.board)
-            stack.callback(detects.close)
-            runner = ReceiverRunner(*common, light=detects, blocks=blocks)
+        runner = _runner(settings, stack, common, blocks)
         pump = Pump(exchange)
         pump.start()
         stack.callback(pump.stop)
@@ -154,9 +156,51 @@ def run_station(settings: StationSettings, say: Say, blocks: int | None = None) 
         return _summary(runner)
 
 
+def random_source(settings: StationSettings, may_be_test: bool, purpose: str) -> RandomSource:
+    """Source of randomness for a purpose, as set; seeded only where the board may be tested."""
+    if settings.randomness == "test" and may_be_test:
+        return TestRandom(settings.seed, f"{settings.role.name.lower()} {purpose}")
+    return OsRandom() if settings.device is None else DeviceRandom(str(settings.device))
+
+
+def _runner(
+    settings: StationSettings, stack: ExitStack, common: tuple[Any, ...], blocks: int | None
+) -> SenderOperation | ReceiverOperation:
+    """The station in operation, on a board with pins or on a simulated one."""
+    opened: board.Board = common[0]
+    if isinstance(settings.pins, SourcePins):
+        return PinSenderRunner(*common, pins=settings.pins, blocks=blocks)
+    if isinstance(settings.pins, DetectorPins):
+        opened.write("mode", Mode.INSTRUMENT)
+        if opened.read_fields("tdc_status")["ready"]:
+            for made in calibrate(opened):
+                if made.result is not TdcResult.DONE:
+                    raise KeyrailError(
+                        f"{opened.name}: input {made.input}: the calibration ended with "
+                        f"{made.result.name.lower()}"
+                    )
+        settings.pins.apply(opened)
+        return PinReceiverRunner(*common, pins=settings.pins, blocks=blocks)
+    if settings.fibre is None:
+        raise KeyrailError(f"{settings.board}: a simulated board has its light through a fibre")
+    if settings.role is Role.RECEIVER:
+        detects = FibreReceiver(settings.fibre, settings.board)
+        stack.callback(detects.close)
+        return ReceiverRunner(*common, light=detects, blocks=blocks)
+    emits = FibreSender(settings.fibre, settings.board)
+    stack.callback(emits.close)
+    return SenderRunner(
+        *common,
+        light=emits,
+        horizon_slots=1 << opened.read_fields("configuration")["horizon_log2"],
+        blocks=blocks,
+        generates=simulated_generator if settings.states_from == "generator" else None,
+    )
+
+
 def randomness_text(settings: StationSettings, runner: Runner) -> str:
     """Where the station's randomness is from, and what a key of it may be called."""
-    source: Label = "test" if settings.randomness == "test" else "os"
+    source = _LABELS[settings.randomness]
     labels = {"every use": source, "authentication": named_label(runner.pool.label)}
     if settings.states_from == "generator":
         labels = {"states": "generator", "every other use": source, **labels}
@@ -165,7 +209,7 @@ def randomness_text(settings: StationSettings, runner: Runner) -> str:
 
 
 def _loop(
-    runner: SenderRunner | ReceiverRunner, pump: Pump, stopping: threading.Event, say: Say
+    runner: SenderOperation | ReceiverOperation, pump: Pump, stopping: threading.Event, say: Say
 ) -> None:
     try:
         while not stopping.is_set() and not runner.finished:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from keyrail.board import STATIONS
-from keyrail.contract import Role
+from keyrail.board import BACKENDS, STATIONS, is_simulated
+from keyrail.contract import DELAY_MAXIMUM_PS, MODULATORS, STATES_PER_WORD, Role, registers
 from keyrail.errors import KeyrailError
 from keyrail.exchange import Timing
 from keyrail.operation import Plan
+from keyrail.pin_operation import DetectorPins, SourcePins
+from keyrail.tag_path import OUTCOMES
 
 
 class FileError(KeyrailError):
@@ -110,6 +112,31 @@ class Table:
             raise self.error(key, f"{value!r} is no table", f"[{self._key(key)}]")
         return Table(self._path, self._key(key), value)
 
+    def tables(self, key: str, most: int) -> list[Table]:
+        """Tables of one name, [[such]], none if they are not there."""
+        allowed = f"[[{self._key(key)}]], {most} times at most"
+        values = self._take(key, [], allowed)
+        if (
+            not isinstance(values, list)
+            or len(values) > most
+            or not all(isinstance(value, dict) for value in values)
+        ):
+            raise self.error(key, "no such list of tables", allowed)
+        names = [f"{self._key(key)}[{index}]" for index in range(len(values))]
+        return [Table(self._path, *one) for one in zip(names, values, strict=True)]
+
+    def wholes(self, key: str, low: int, high: int, most: int) -> tuple[int, ...]:
+        """Whole numbers in a range, none if they are not there."""
+        allowed = f"{most} numbers at most of {low} to {high}, whole"
+        values = self._take(key, [], allowed)
+        if (
+            not isinstance(values, list)
+            or len(values) > most
+            or not all(type(value) is int and low <= value <= high for value in values)
+        ):
+            raise self.error(key, f"{values!r}", allowed)
+        return tuple(values)
+
     def finish(self) -> None:
         """Refuse keys that nobody asked for."""
         for key in self._values:
@@ -126,11 +153,6 @@ def read(path: str | Path) -> Table:
         raise FileError(path, "", error.strerror or "cannot be read") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileError(path, "", f"no TOML: {error}") from None
-
-
-def is_simulated(board: str) -> bool:
-    """Whether the name is a simulated board's."""
-    return board.partition(":")[0] in ("sim", "sim-model")
 
 
 def is_address(address: str) -> bool:
@@ -168,8 +190,10 @@ class StationSettings:
         Files of one-time key and of keys.
     fibre
         Address of the fibre between simulated boards; None with a real board.
-    randomness, seed
-        ``os`` or ``test``, and the seed of the latter.
+    pins
+        A real board's modulators or detectors; None with a simulated one.
+    randomness, seed, device
+        ``os``, ``device`` or ``test``; the seed of the last, and the path of a generator device.
     states_from
         Sender: ``host``, or ``generator`` where the board makes the states (computational).
     plan, timing
@@ -185,8 +209,10 @@ class StationSettings:
     pool: Path
     keystore: Path
     fibre: str | None
+    pins: SourcePins | DetectorPins | None
     randomness: str
     seed: int
+    device: Path | None
     states_from: str
     plan: Plan
     timing: Timing
@@ -204,12 +230,12 @@ def station_settings(path: str | Path) -> StationSettings:
     top = read(path)
     roles = {"sender": Role.SENDER, "receiver": Role.RECEIVER}
     role = roles[top.text("role", "sender or receiver", roles.__contains__)]
-    boards = [
-        f"{kind}:{n}" for n, r in STATIONS.items() if r is role for kind in ("sim", "sim-model")
-    ]
-    board = top.text("board", " or ".join(boards) + ", or a real board", bool)
-    if is_simulated(board) and board not in boards:
-        raise top.error("board", f"{board!r}", " or ".join(boards))
+    boards = [f"{kind}:{n}" for n, r in STATIONS.items() if r is role for kind in BACKENDS]
+    board = top.text(
+        "board",
+        f"{' or '.join(boards)}, or usb: and what names it",
+        lambda name: name in boards or name.startswith("usb:"),
+    )
     simulated = is_simulated(board)
     pool, keystore = top.file("pool"), top.file("keystore")
 
@@ -239,11 +265,18 @@ def station_settings(path: str | Path) -> StationSettings:
     if fibre is None and simulated:
         raise top.error("fibre.connect", "missing for a simulated board", ADDRESS)
 
+    pins: SourcePins | DetectorPins | None = None
+    if not simulated:
+        pins = _source_pins(top) if role is Role.SENDER else _detector_pins(top)
+
     random = top.table("randomness")
-    kinds = ("os", "test") if simulated else ("os",)
+    kinds = ("os", "device", "test") if simulated else ("os", "device")
     randomness = random.text("source", " or ".join(kinds), kinds.__contains__, "os")
     seed = random.whole("seed", 0, (1 << 63) - 1, 0)
-    makers = ("host", "generator") if role is Role.SENDER else ("host",)
+    device = random.file("device") if randomness == "device" else None
+    # A real board's training slots are fed: the generator would make states of its own there.
+    generates = simulated and role is Role.SENDER
+    makers = ("host", "generator") if generates else ("host",)
     states_from = random.text("states", " or ".join(makers), makers.__contains__, "host")
     random.finish()
 
@@ -268,9 +301,52 @@ def station_settings(path: str | Path) -> StationSettings:
     block.finish()
     top.finish()
     return StationSettings(
-        role, board, listen, connect, pool, keystore, fibre, randomness, seed, states_from, plan,
-        timing, loss,
+        role, board, listen, connect, pool, keystore, fibre, pins, randomness, seed, device,
+        states_from, plan, timing, loss,
     )  # fmt: skip
+
+
+_OUTPUT = {field.name: field.bits for field in registers(Role.SENDER)["modulator_0"].fields}
+PERIODS_PS = (800, 1_000_000)
+"""Periods that a receiver finds."""
+
+
+def _source_pins(top: Table) -> SourcePins:
+    """[source]: how a real sender's board drives its modulators."""
+    source = top.table("source")
+    usual = SourcePins()
+    period_ps = source.whole("period_ps", *PERIODS_PS, usual.period_ps)
+
+    def slots(key: str, low: float, high: float, default: float) -> int:
+        seconds = source.number(key, low, high, default)
+        return round(seconds * 1e12 / period_ps / STATES_PER_WORD) * STATES_PER_WORD
+
+    outputs = []
+    for output in source.tables("output", MODULATORS):
+        fields = {name: output.whole(name, 0, (1 << bits) - 1, 0) for name, bits in _OUTPUT.items()}
+        output.finish()
+        outputs.append(fields)
+    pins = SourcePins(
+        clocks=source.whole("clocks", 1, 16, usual.clocks),
+        period_ps=period_ps,
+        outputs=tuple(outputs),
+        frame_words_log2=source.whole("frame_words_log2", 0, 44, usual.frame_words_log2),
+        gap_slots=slots("gap_s", 0.01, 60, 5.0),
+        ahead_slots=slots("ahead_s", 0.01, 1, 0.2),
+    )
+    source.finish()
+    return pins
+
+
+def _detector_pins(top: Table) -> DetectorPins:
+    """[detectors]: how a real receiver's board takes its detectors."""
+    table = top.table("detectors")
+    pins = DetectorPins(
+        table.whole("period_ps", *PERIODS_PS, DetectorPins().period_ps),
+        table.wholes("delays_ps", -DELAY_MAXIMUM_PS, DELAY_MAXIMUM_PS, len(OUTCOMES)),
+    )
+    table.finish()
+    return pins
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ from keyrail.state_copy import StateCopy
 Bits = npt.NDArray[np.uint8]
 """One bit an element."""
 _PART_BITS, _PARTS = 15, 4
+COINS_AHEAD = 4096
+"""Coins that wait for multiple clicks of a board with inputs of its own."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,9 @@ class SenderStation(Station):
         Label of the source of the states that are fed.
     generator
         The board makes the states, from this key; None: they are fed.
+    clocks
+        The board's source is paced: a slot lasts so many clocks, 1 to 16, and drives the
+        modulators. 0: it takes states as they come, for simulated light.
 
     Attributes
     ----------
@@ -219,10 +224,12 @@ class SenderStation(Station):
         link: LinkEnd,
         randomness: Label = "os",
         generator: GeneratorKey | None = None,
+        clocks: int = 0,
     ) -> None:
         super().__init__(board, link)
         self.randomness = randomness
         self.generator = generator
+        self._clocks = clocks
         self._copy = StateCopy()
         self._begin(0, 0)
 
@@ -234,8 +241,25 @@ class SenderStation(Station):
         self.late = self.lost = 0
         self.announced_until = first_slot
 
-    def open(self, block_id: int, first_slot: int, last_slot: int, on_host: bool) -> None:
+    def open(
+        self,
+        block_id: int,
+        first_slot: int,
+        last_slot: int,
+        on_host: bool,
+        first_state: int | None = None,
+    ) -> None:
         """Step 1: agree on a block; its slots are fixed beforehand.
+
+        Parameters
+        ----------
+        block_id, first_slot, last_slot
+            Of the block.
+        on_host
+            Block memory lies in the control PC.
+        first_state
+            Slot of the first state fed, a multiple of 16: slots from there to the block are
+            published ones. That of the block if not given.
 
         Raises
         ------
@@ -244,11 +268,19 @@ class SenderStation(Station):
         """
         self.block_id = block_id
         self._begin(first_slot, last_slot)
-        self._copy.begin(first_slot)
+        first_state = first_slot if first_state is None else first_state
+        self._copy.begin(first_state)
         made = self.generator
         label = Randomness[self.randomness.upper()]
-        self.board.write("source", label=label, recall=1, generator=int(made is not None))
-        self.board.write("states_first_slot", first_slot)
+        self.board.write(
+            "source",
+            label=label,
+            recall=1,
+            generator=int(made is not None),
+            paced=int(self._clocks > 0),
+            clocks=max(0, self._clocks - 1),
+        )
+        self.board.write("states_first_slot", first_state)
         if made is not None:
             self._load(made)
         self._open(first_slot, last_slot, on_host)
@@ -287,7 +319,8 @@ class SenderStation(Station):
             raise BoardError(f"{self.board.name}: the board makes the states itself")
         self._copy.feed(states)
         self.board.send("states", state_words(states))
-        self.board.run()
+        if not self._clocks:  # a paced source is at rest only when the block is over
+            self.board.run()
 
     def look_up(self) -> None:
         """Step 2: look up the slots of the next frame, which has come."""
@@ -329,13 +362,32 @@ class SenderStation(Station):
             self.board.send("announcements", announcement_records(slots, base))
             self._previous = int(slots[-1])
             self._slots.append(slots)
-            self.board.run()
-            # What has left the board's ring is looked up here; the board keeps the order.
-            while len(missed := self.board.receive("missed")):
-                self.board.send("recalled", self._copy.answer(missed["slot"]))
-                self.board.run()
-            self._collect()
+            if not self._clocks:
+                self._settle()
         return True
+
+    def keep_up(self) -> bool:
+        """Answer for slots that have left the board's ring, and keep what block memory spills.
+
+        With a paced source, to be called again and again while the block is open.
+
+        Returns
+        -------
+        bool
+            Whether anything was asked.
+        """
+        missed = self.board.receive("missed")
+        if len(missed):
+            # The board keeps the order.
+            self.board.send("recalled", self._copy.answer(missed["slot"]))
+        self._collect()
+        return len(missed) > 0
+
+    def _settle(self) -> None:
+        """Let the board look up all that it was given."""
+        self.board.run()
+        while self.keep_up():
+            self.board.run()
 
     def kept_frames(self) -> list[messages.Announcements]:
         """Frames whose detections are on both stations' list."""
@@ -344,6 +396,10 @@ class SenderStation(Station):
     def discard(self) -> None:
         """Give the open block up: board and station wipe what they held of it."""
         self._copy.wipe()
+        if self._clocks and self.board.read("block_state") == BlockState.OPEN:
+            # States on their way would be the next block's: the source stops for want of more,
+            # and drops those that come behind.
+            self.board.run()
         super().discard()
 
     def wipe(self) -> None:
@@ -362,7 +418,8 @@ class SenderStation(Station):
         self.agree_close(self.link.expect(messages.Close))
 
     def agree_close(self, close: messages.Close) -> None:
-        """Step 3, the receiver's word at hand."""
+        """Step 3, the receiver's word at hand; a paced source has ended before."""
+        self._settle()
         missing = missing_ranges(list(self.taken), close.frames)
         self.lost = sum(last - first + 1 for first, last in missing)
         count = sum(len(part) for part in self._slots)
@@ -507,12 +564,34 @@ class ReceiverStation(Station):
         self._announce(until_slot)
         return self.board.read("block_count")
 
-    def _announce(self, until_slot: int) -> None:
+    def collect(self, until_slot: int = 0) -> bool:
+        """Step 2, with light at the board's own inputs: announce what it has detected so far.
+
+        To be called again and again while the block is open.
+
+        Parameters
+        ----------
+        until_slot
+            Nothing more comes before this slot, as far as known.
+
+        Returns
+        -------
+        bool
+            Whether anything was announced.
+        """
+        self._top_up_coins(2 * COINS_AHEAD)
+        self._collect()
+        return self._announce(until_slot, until_slot > 0)
+
+    def _announce(self, until_slot: int, empty: bool = True) -> bool:
+        """Send a frame of what the board has announced; of nothing only if it may be `empty`."""
         records = np.concatenate([self._rest, self.board.receive("announcements")])
         # A frame holds whole announcements, so that one that is lost costs no other.
         whole = np.flatnonzero(records["more"] == 0)
         cut = int(whole[-1]) + 1 if len(whole) else 0
         records, self._rest = records[:cut], records[cut:]
+        if not cut and not empty:
+            return False
         detections = sum(len(part) for part in self._slots)
         previous = self._first_slot
         if detections:
@@ -527,6 +606,7 @@ class ReceiverStation(Station):
         )
         self._frames.append(frame)
         self.link.send(frame)
+        return True
 
     def choose_bases(self, slots: int) -> None:
         """Active receiver: draw the basis choices of the next slots and feed them to the board.

@@ -59,11 +59,14 @@ def set_slots(board: Board, period: int, origin_ps: int) -> None:
     board.write("slotter_period", period)
     board.write("slotter_reciprocal", reciprocal(period))
     board.write("slotter_origin", origin_ps & TIME_MASK)
-    # Wide enough bins that the whole slot fits the histogram.
-    shift = max(0, ((period >> PERIOD_FRACTION_BITS).bit_length()) - 10)
-    board.write("histogram_shift", shift)
+    board.write("histogram_shift", histogram_shift(period))
     board.write("tag_path_reset", 1)
     board.run()
+
+
+def histogram_shift(period: int) -> int:
+    """Width of the phase histogram's bins, 2^this ps: wide enough for a whole slot."""
+    return max(0, (period >> PERIOD_FRACTION_BITS).bit_length() - 10)
 
 
 TRACKING_WINDOW_LOG2 = (12, 24)

@@ -18,6 +18,7 @@ from scipy.stats import binom
 from keyrail import acquire
 from keyrail.contract import PERIOD_FRACTION_BITS
 from keyrail.errors import KeyrailError
+from keyrail.source import DECOY_BIT, PRESENT_BIT
 
 _DOMAIN = b"keyrail training pattern 1"
 FALSE_ALARM = 1e-6
@@ -42,11 +43,13 @@ def training_states(slots: int) -> npt.NDArray[np.uint8]:
     -------
     numpy.ndarray
         State codes (``state`` record): a pulse of signal intensity is present in half of the
-        slots, all four polarisations in turn at random; the pattern is the same everywhere.
+        slots, all four polarisations in turn at random; the pattern is the same everywhere. The
+        others are decoys: absent where light is simulated, weaker from a board's modulators,
+        whose states have no bit for absence.
     """
     drawn = np.frombuffer(hashlib.shake_256(_DOMAIN).digest(slots), np.uint8)
     present = drawn >> 2 & 1
-    return np.where(present == 1, 8 | (drawn & 3), 0).astype(np.uint8)
+    return np.where(present == 1, PRESENT_BIT | (drawn & 3), DECOY_BIT).astype(np.uint8)
 
 
 def find_first_slot(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from keyrail import acquire, tag_path
 from keyrail.board import Board, BoardError
-from keyrail.contract import PERIOD_FRACTION_BITS, Mode, TagKind
+from keyrail.contract import HISTOGRAM_BINS, PERIOD_FRACTION_BITS, Mode, TagKind
 from keyrail.messages import ProtocolError
 from keyrail.training import TrainingError, synchronise
 
@@ -177,6 +177,48 @@ def tune(
     gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
     share = len(gated) / len(pattern)
     phases = _phases(relative - found.origin_ps, gated["channel"], period_ps)
+    return Tuning(found.period, origin, gate, found.visibility, share, phases)
+
+
+def tuned(
+    times: npt.NDArray[np.int64],
+    channels: npt.NDArray[np.uint8],
+    pattern: npt.NDArray[np.uint8],
+    first_slot: int,
+    nominal_ps: float,
+) -> Tuning:
+    """What `tune` finds, of clicks that a board has stamped itself.
+
+    Parameters
+    ----------
+    times, channels
+        Clicks after blanking, in time order, ps: of the published training slots and, before and
+        behind them, of anything that does not resemble them.
+    pattern, first_slot
+        As for `tune`.
+    nominal_ps
+        Slot period, right to 100 ppm.
+
+    Raises
+    ------
+    TrainingError, NoPeriodError
+        If the slots are not found.
+    """
+    if len(times) == 0:
+        raise TrainingError("training pattern not found: no click during the training slots")
+    # The correlation spans all slots from 0 to the last click's.
+    begin = int(times[0])
+    relative = times - begin
+    found = synchronise(relative, channels, pattern, 1e12 / nominal_ps)
+    period_ps = found.period / (1 << PERIOD_FRACTION_BITS)
+    origin = begin + found.origin_ps - (first_slot * found.period >> PERIOD_FRACTION_BITS)
+    since_origin = relative - found.origin_ps
+    bin_ps = 1 << tag_path.histogram_shift(found.period)
+    bins = np.mod(since_origin, period_ps).astype(np.int64) // bin_ps
+    gate = acquire.window(np.bincount(bins, minlength=HISTOGRAM_BINS), bin_ps, period_ps)
+    during = (since_origin >= 0) & (since_origin < len(pattern) * period_ps)
+    share = int(during.sum()) / len(pattern)
+    phases = _phases(since_origin[during], channels[during], period_ps)
     return Tuning(found.period, origin, gate, found.visibility, share, phases)
 
 

@@ -44,6 +44,8 @@ UDEV_FOLDER = Path("/etc/udev/rules.d")
 _IN_VENDOR, _OUT_VENDOR = 0xC0, 0x40  # bmRequestType: vendor, to the device
 _PLACE = {register.name: register.offset for register in REGISTERS}
 _IDENTITY_WORDS = _PLACE["serial"] + 2  # magic to serial
+_OF_INPUTS = frozenset(("raw", "losses", "gated", "announcements", "block_out"))
+"""Streams on which a board with inputs of its own says what these see, whatever the host does."""
 
 
 class UsbError(BoardError):
@@ -429,6 +431,8 @@ class UsbBoard(Board):
         self._addresses = endpoints(role)
         self._change = threading.Condition()
         self._events = 0  # completions so far
+        self._events_of_inputs = 0  # of them, on `_OF_INPUTS`
+        self._has_inputs: bool | None = None
         self._lost: Unplugged | None = None
         self._closing = False
         self._in: dict[str, _In] = {}
@@ -538,6 +542,7 @@ class UsbBoard(Board):
                 stream.chunks.append(bytearray(transfer.getBuffer()[:actual]))
             stream.ended |= status != self._usb1.TRANSFER_COMPLETED
             self._events += 1
+            self._events_of_inputs += name in _OF_INPUTS
             if status == self._usb1.TRANSFER_COMPLETED:
                 if not self._closing and stream.error is None:
                     try:
@@ -801,19 +806,27 @@ class UsbBoard(Board):
             return self._out[name].bytes // stream.record.bytes
 
     def run(self) -> None:
-        """Return when the board is idle and nothing has moved for `quiet_s`."""
+        """Return when the board is idle and nothing has moved for `quiet_s`.
+
+        What a receiver's own inputs bring does not count: light does not come to rest.
+        """
         until = self._clock() + self.settings.rest_s
+        if self._has_inputs is None:
+            self._has_inputs = self.role is Role.RECEIVER and self.read("inputs") > 0
         while True:
             self._alive()
             with self._change:
-                before = self._events
+                before = self._moved()
             quiet = self._clock() + self.settings.quiet_s
-            while self._events == before and self._clock() < quiet:
+            while self._moved() == before and self._clock() < quiet:
                 self._pump(max(0.0, quiet - self._clock()))
-            if self._events == before and not self.read_fields("status")["busy"]:
+            if self._moved() == before and not self.read_fields("status")["busy"]:
                 return
             if self._clock() > until:
                 raise BoardError(f"{self.name}: still at work after {self.settings.rest_s:g} s")
+
+    def _moved(self) -> int:
+        return self._events - (self._events_of_inputs if self._has_inputs else 0)
 
 
 def open_board(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,13 @@ from keyrail.contract import Role
 from keyrail.exchange import Exchange, Timing
 from keyrail.keystore import Keystore
 from keyrail.light import Fibre
-from keyrail.operation import Plan, ReceiverRunner, SenderRunner
+from keyrail.operation import (
+    Plan,
+    ReceiverOperation,
+    ReceiverRunner,
+    SenderOperation,
+    SenderRunner,
+)
 from keyrail.randomness import TestRandom
 from keyrail.transport import MemoryTransport, Peer, memory_transports
 from keyrail_sim.photonics import LinkSettings, Photonics
@@ -122,7 +129,7 @@ class TwoStations:
         self.blocks, self._board, self.seed = blocks, board, seed
         self.now = 0.0
         self.lines: list[str] = []
-        self.runners: dict[Role, SenderRunner | ReceiverRunner] = {}
+        self.runners: dict[Role, SenderOperation | ReceiverOperation] = {}
         self.paths = {role: folder / f"{name}.pool" for role, name in STATIONS.items()}
         provision(self.paths, TestRandom(seed, "pool"), pads)
         link = replace(
@@ -169,14 +176,14 @@ class TwoStations:
             self.plan,
             lambda text: self.lines.append(f"{name}: {text}"),
         )
+        options = {"blocks": self.blocks, "clock": lambda: self.now, "stall_s": STALL_S}
+        self.runners[role] = self._runner(role, common, options)
+
+    def _runner(
+        self, role: Role, common: tuple[Any, ...], options: dict[str, Any]
+    ) -> SenderOperation | ReceiverOperation:
         kind = SenderRunner if role is Role.SENDER else ReceiverRunner
-        self.runners[role] = kind(
-            *common,
-            light=self.fibre,
-            blocks=self.blocks,
-            clock=lambda: self.now,
-            stall_s=STALL_S,
-        )
+        return kind(*common, light=self.fibre, **options)
 
     def step(self) -> None:
         """Advance the clock and both stations."""

@@ -43,7 +43,7 @@ def test_pattern_is_fixed_and_balanced():
     assert np.array_equal(pattern, training_states(2 * SLOTS)[:SLOTS])
     present = (pattern >> 3).mean()
     assert abs(present - 0.5) < 5 * 0.5 / np.sqrt(SLOTS)
-    assert set(np.unique(pattern)) == {0, 8, 9, 10, 11}
+    assert set(np.unique(pattern)) == {4, 8, 9, 10, 11}
 
 
 def test_bounds_on_the_start():

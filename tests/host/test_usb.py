@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transport over USB against a libusb that fails in every way it knows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import usb1
@@ -365,6 +367,27 @@ def test_watch_tells_what_comes_and_goes(monkeypatch):
     context.devices[0].present = True
     came, went = next(seen)
     assert ([one.role for one in came], went) == ([Role.RECEIVER], [])
+
+
+def test_light_at_inputs_of_its_own_keeps_no_receiver_from_rest():
+    """Time records come for ever; a board that is fed by the host is at work as long as they do."""
+    context = receiver_context()
+    (device,) = context.devices
+    settings = replace(SETTINGS, quiet_s=0.02, rest_s=0.2)
+    record = bytes(device.model.streams["gated"].record.bytes)
+    step = device.step
+
+    def lit():
+        device.outgoing["gated"] += record
+        return step()
+
+    device.step = lit
+    with opened(context, settings=settings) as board, pytest.raises(BoardError, match="at work"):
+        board.run()
+    device.words[device.model.registers["inputs"].offset] = 6
+    with opened(context, settings=settings) as board:
+        board.run()
+        assert len(board.receive("gated")) > 1
 
 
 def test_unplugged_in_mid_run():

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from keyrail import service
+from keyrail.authentication import provision
 from keyrail.contract import Role
 from keyrail.errors import KeyrailError
 from keyrail.keystore import Keystore
+from keyrail.pin_operation import PinReceiverRunner, PinSenderRunner
+from keyrail.randomness import OsRandom
 from keyrail.settings import fibre_settings, station_settings
 from keyrail_sim import verilated
+from keyrail_sim.model_board import open_station
+from keyrail_sim.pin_boards import PinReceiverTwin
 
 pytestmark = pytest.mark.xdist_group("stations")
 KEYRAIL = Path(sys.executable).parent / "keyrail"
@@ -154,6 +160,7 @@ def changed(folder, name, old, new):
     [
         ("alice.toml", 'role = "sender"', 'role = "eve"', "role: 'eve'; allowed is sender or"),
         ("alice.toml", "sim:alice", "sim:bob", "board: 'sim:bob'; allowed is sim:alice or"),
+        ("alice.toml", "sim:alice", "alice", "board: 'alice'; allowed is sim:alice or"),
         (
             "alice.toml",
             "slots = 1000000",
@@ -183,12 +190,129 @@ def test_errors_name_file_key_and_allowed_values(folder, name, old, new, error):
     assert error in str(caught.value)
 
 
-def test_test_randomness_is_for_simulated_boards(folder):
-    path = changed(folder, "alice.toml", "sim:alice", "usb:1")
+REAL = {
+    "alice": """
+[source]
+clocks = 2
+period_ps = 20000
+gap_s = 0.016
+ahead_s = 0.1
+[[source.output]]
+codes = 0b1111_0000
+stop = 4
+fine = 127
+[[source.output]]
+frame = 1
+stop = 1
+""",
+    "bob": """
+[detectors]
+period_ps = 20000
+delays_ps = [0, -1500, 1000000]
+""",
+}
+
+
+@pytest.fixture
+def real(folder):
+    """Settings of stations on real boards: no fibre, no seed."""
+    for name, more in REAL.items():
+        path = folder / f"{name}.toml"
+        text = path.read_text().replace(f"sim:{name}", "usb:").replace('"test"', '"os"')
+        text = text.replace('states = "generator"', "")
+        fibre = text[text.index("[fibre]") : text.index("[randomness]")]
+        path.write_text(text.replace(fibre, "") + more)
+    return folder
+
+
+def test_settings_of_real_boards(real):
+    source = station_settings(real / "alice.toml").pins
+    assert (source.clocks, source.period_ps) == (2, 20_000)
+    assert source.gap_slots == 800_000
+    assert source.ahead_slots == 5_000_000
+    assert [output["stop"] for output in source.outputs] == [4, 1]
+    assert source.outputs[0]["codes"] == 0xF0
+    detectors = station_settings(real / "bob.toml").pins
+    assert (detectors.period_ps, detectors.delays_ps) == (20_000, (0, -1500, 1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "error"),
+    [
+        ("alice.toml", '"os"', '"test"', "randomness.source: 'test'; allowed is os or device"),
+        ("alice.toml", '"os"', '"os"\nstates = "generator"', "'generator'; allowed is host"),
+        ("alice.toml", '"os"', '"device"', "randomness.device: missing; allowed is a path"),
+        ("alice.toml", "clocks = 2", "clocks = 17", "source.clocks: 17; allowed is 1 to 16"),
+        ("alice.toml", "fine = 127", "fine = 128", "source.output[0].fine: 128; allowed is 0 to"),
+        ("alice.toml", "frame = 1", "rate = 1", "source.output[1].rate: unknown key"),
+        (
+            "alice.toml",
+            "[[source.output]]\ncodes",
+            "[source.output]\ncodes",
+            "output: no such list",
+        ),
+        ("bob.toml", "1000000]", "1000001]", "detectors.delays_ps: [0, -1500, 1000001]; allowed"),
+        ("bob.toml", "period_ps = 20000", "period_ps = 700", "detectors.period_ps: 700; allowed"),
+        ("bob.toml", "[detectors]", "[source]", "source: unknown key"),
+    ],
+)
+def test_settings_that_no_real_board_has(real, name, old, new, error):
+    path = real / name
     text = path.read_text()
-    path.write_text(text.replace("[fibre]\n" + text.split("[fibre]\n")[1].split("\n")[0], ""))
-    with pytest.raises(KeyrailError, match=r"randomness.source: 'test'; allowed is os"):
+    assert old in text
+    if "[source.output]" in new:
+        text = text[: text.rindex("[[source.output]]")]
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(KeyrailError) as caught:
         station_settings(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert error in str(caught.value)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_station_opens_the_board_on_usb_that_its_settings_name(real, name, monkeypatch):
+    """The same library path as for any board; here with a twin where libusb would be."""
+    made = {"alice": lambda: open_station(Role.SENDER, "usb:"), "bob": PinReceiverTwin}[name]()
+    made.randomness_may_be_test = False
+    began, delays = [], []
+
+    def loop(runner, *rest):
+        began.append(runner)
+        if name == "bob":
+            inputs = [made.read_fields(f"condition_{n}") for n in range(made.INPUTS)]
+            delays[:] = [one["delay"] if one["enable"] else None for one in inputs]
+
+    monkeypatch.setattr("keyrail.usb.open_board", lambda name: made)
+    monkeypatch.setattr(service, "_loop", loop)
+    provision({Role.SENDER: real / "alice.pool", Role.RECEIVER: real / "bob.pool"}, OsRandom(), 64)
+    summary = service.run_station(station_settings(real / f"{name}.toml"), lambda line: None)
+    (runner,) = began
+    assert runner.board is made
+    assert isinstance(runner, PinSenderRunner if name == "alice" else PinReceiverRunner)
+    assert summary["role"] == runner.role.name.lower()
+    assert runner.sources("seed").label == "os"
+    if name == "bob":
+        assert delays[0] == delays[3] == 0
+        assert delays[2] == 1_000_000
+        assert delays[4:] == [None, None]
+
+
+def test_a_board_of_the_other_role_is_refused(real, monkeypatch):
+    made = open_station(Role.RECEIVER, "usb:")
+    monkeypatch.setattr("keyrail.usb.open_board", lambda name: made)
+    provision({Role.SENDER: real / "alice.pool", Role.RECEIVER: real / "bob.pool"}, OsRandom(), 64)
+    with pytest.raises(KeyrailError, match="usb:: a receiver, and a sender is set"):
+        service.run_station(station_settings(real / "alice.toml"), lambda line: None)
+
+
+def test_a_generator_device_is_a_source_of_randomness(folder):
+    path = changed(folder, "alice.toml", 'source = "test"', 'source = "device"\ndevice = "rng"')
+    settings = station_settings(path)
+    assert settings.device == folder / "rng"
+    (folder / "rng").write_bytes(bytes(64))
+    source = service.random_source(settings, True, "seed")
+    assert source.label == "hardware"
+    assert source.bytes(8) == bytes(8)
 
 
 def test_good_settings(folder):
