@@ -28,6 +28,8 @@ GEARS = (1, 2, 4)
 """Samples a clock that an output may have."""
 LATENCY = 2
 """Clocks from ``begins`` to the samples of that clock, with no delay set."""
+CLOCKS_BITS = 8
+"""Width of the number of a slot's clocks."""
 DELAY = 15
 """Longest delay of a pattern, samples."""
 
@@ -61,7 +63,8 @@ class Source(wiring.Component):
     and go to state memory as not present, so that they are in no tally.
 
     A modulator output is high from sample `start` to before sample `stop` of the slots of the
-    states that it names, a sample being 1/gear of a clock.
+    states that it names, a sample being 1/gear of a clock; both have their place in the first 127
+    samples of a slot.
 
     Latency: 1 clock from word to state memory; 2 clocks from ``begins`` to the slot's samples.
     Throughput: one word a clock unpaced, one slot a clock paced.
@@ -82,7 +85,7 @@ class Source(wiring.Component):
     open
         1 while the block takes states.
     paced, clocks
-        As above; `clocks` has 4 bits. Constant while `open`.
+        As above; `clocks` has 8 bits. Constant while `open`.
     first_word, last_word
         First and last word of the block, 44 bits; the first as it was in the clock before `open`.
     words_log2, sync_words
@@ -113,7 +116,7 @@ class Source(wiring.Component):
                 "fed": Out(stream.Signature(FED)),
                 "open": In(1),
                 "paced": In(1),
-                "clocks": In(4),
+                "clocks": In(CLOCKS_BITS),
                 "first_word": In(WORD_BITS),
                 "last_word": In(WORD_BITS),
                 "words_log2": In(6),
@@ -138,7 +141,7 @@ class Source(wiring.Component):
         following = Signal(WORD_BITS)  # the next word
         begun = Signal()
         free, wants, drains, takes = Signal(), Signal(), Signal(), Signal()
-        slot, clock = Signal(4), Signal(4)
+        slot, clock = Signal(4), Signal(CLOCKS_BITS)
         slot_ends, word_ends, final = Signal(), Signal(), Signal()
         # Registers that know a clock ahead: this clock is the slot's last one, and the word's.
         last_clock, last_of_word = Signal(), Signal()
@@ -201,7 +204,7 @@ class Source(wiring.Component):
 
         # Slots.
         word, first_of_frame = Signal(STATE_WORD.used_bits), Signal()
-        following_clock, following_slot = Signal(4), Signal(4)
+        following_clock, following_slot = Signal(CLOCKS_BITS), Signal(4)
         m.d.comb += [following_clock.eq(clock + 1), following_slot.eq(slot + 1)]
         with m.If(slot_ends):
             m.d.sync += [
@@ -250,7 +253,7 @@ class Source(wiring.Component):
                 )
             )
             for g in range(self.gear):
-                sample = Signal(6, name=f"sample_{index}_{g}")
+                sample = Signal(CLOCKS_BITS + 2, name=f"sample_{index}_{g}")
                 m.d.comb += sample.eq(clock * self.gear + g)
                 m.d.sync += new[g].eq(chosen & (sample >= setting.start) & (sample < setting.stop))
             line = Cat(old, new)

@@ -122,7 +122,11 @@ class Board(ABC):
 
     def read_fields(self, name: str) -> dict[str, int]:
         """Value of register `name` by field."""
-        value, fields = self.read(name), {}
+        return self.split(name, self.read(name))
+
+    def split(self, name: str, value: int) -> dict[str, int]:
+        """A value of register `name` by field."""
+        fields = {}
         for field in self.register(name).fields:
             fields[field.name] = value & ((1 << field.bits) - 1)
             value >>= field.bits

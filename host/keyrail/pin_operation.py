@@ -54,7 +54,7 @@ class SourcePins:
     Parameters
     ----------
     clocks
-        Clocks of a slot, 1 to 16.
+        Clocks of a slot, 1 to 256.
     period_ps
         Period of a slot, ps, as the board's clock makes it.
     outputs

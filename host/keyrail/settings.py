@@ -307,6 +307,9 @@ def station_settings(path: str | Path) -> StationSettings:
 
 
 _OUTPUT = {field.name: field.bits for field in registers(Role.SENDER)["modulator_0"].fields}
+SLOT_CLOCKS = 1 << next(
+    f.bits for f in registers(Role.SENDER)["source"].fields if f.name == "clocks"
+)
 PERIODS_PS = (800, 1_000_000)
 """Periods that a receiver finds."""
 
@@ -327,7 +330,7 @@ def _source_pins(top: Table) -> SourcePins:
         output.finish()
         outputs.append(fields)
     pins = SourcePins(
-        clocks=source.whole("clocks", 1, 16, usual.clocks),
+        clocks=source.whole("clocks", 1, SLOT_CLOCKS, usual.clocks),
         period_ps=period_ps,
         outputs=tuple(outputs),
         frame_words_log2=source.whole("frame_words_log2", 0, 44, usual.frame_words_log2),

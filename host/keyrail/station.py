@@ -205,7 +205,7 @@ class SenderStation(Station):
     generator
         The board makes the states, from this key; None: they are fed.
     clocks
-        The board's source is paced: a slot lasts so many clocks, 1 to 16, and drives the
+        The board's source is paced: a slot lasts so many clocks, 1 to 256, and drives the
         modulators. 0: it takes states as they come, for simulated light.
 
     Attributes

@@ -516,18 +516,19 @@ class ModelSender(ModelBoard):
         # Settings of the source hold for a whole block.
         values = self.values
         first, last = values["states_first_slot"], values["block_last_slot"]
-        source, frame, bias = values["source"], values["source_frame"], values["generator_bias"]
+        source, frame = self.split("source", values["source"]), values["source_frame"]
+        bias = values["generator_bias"]
         self.source = Source(
             first // STATES_PER_WORD,
             last // STATES_PER_WORD,
-            bool(source & 1),
+            bool(source["paced"]),
             frame & 0x3F,
             frame >> 6,
         )
         self.sifter = Sifter()
         self.tally = SenderTally()
-        self._by_generator = bool(source >> 1 & 1)
-        self._recall = bool(source >> 8 & 1) or self._by_generator
+        self._by_generator = bool(source["generator"])
+        self._recall = bool(source["recall"]) or self._by_generator
         self._bias = (bias & 0x1FFFF, bias >> 17)
         self._nonce = values["generator_nonce"]
         self._last_word = last // STATES_PER_WORD
@@ -554,8 +555,8 @@ class ModelSender(ModelBoard):
         if name == "states_next_slot":
             return self.state_memory.next_slot
         if name == "states_randomness":
-            label = self.values["source"] >> 2 & 3
-            return int(Randomness.GENERATOR) if self.values["source"] >> 1 & 1 else label
+            source = self.split("source", self.values["source"])
+            return int(Randomness.GENERATOR) if source["generator"] else source["label"]
         if name == "source_configuration":
             return self.sizes.gear | self.sizes.modulators << 3 | 1 << 7
         if name == "source_status":

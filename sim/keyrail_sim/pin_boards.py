@@ -74,7 +74,7 @@ class PinSender(VerilatedBoard):
         if offset == command and value == BlockCommand.OPEN:
             self._restart()
         if offset == self.registers["source"].offset:
-            self.paced_clocks = (value >> 4 & 15) + 1
+            self.paced_clocks = self.split("source", value)["clocks"] + 1
 
     def read_word(self, offset: int) -> int:
         self._between_words()

@@ -13,7 +13,7 @@ from keyrail.source import state_words
 from keyrail_sim.models.source import Modulator
 from keyrail_sim.models.source import Source as Twin
 
-GEAR, OUTPUTS, LATENCY = 4, 3, 2
+OUTPUTS, LATENCY = 3, 2
 FIELDS = registers(Role.SENDER)["modulator_0"].fields
 
 
@@ -53,8 +53,8 @@ def fed(sink):
 class Samples:
     """What comes out of the modulators, from ``begins`` of the first slot on."""
 
-    def __init__(self, dut):
-        self.dut, self.taken, self.begins = dut, [], []
+    def __init__(self, dut, gear):
+        self.dut, self.gear, self.taken, self.begins = dut, gear, [], []
         cocotb.start_soon(self._run())
 
     async def _run(self):
@@ -66,8 +66,8 @@ class Samples:
 
     def output(self, index):
         start = self.begins.index(1) + LATENCY
-        groups = np.array(self.taken[start:]) >> (GEAR * index) & ((1 << GEAR) - 1)
-        return (groups[:, None] >> np.arange(GEAR) & 1).reshape(-1).astype(np.uint8)
+        groups = np.array(self.taken[start:]) >> (self.gear * index) & ((1 << self.gear) - 1)
+        return (groups[:, None] >> np.arange(self.gear) & 1).reshape(-1).astype(np.uint8)
 
 
 @cocotb.test()
@@ -93,13 +93,14 @@ async def bench_unpaced_words_pass(dut, shares, sync):
 
 
 @cocotb.test()
-@cocotb.parametrize(clocks=[1, 2, 3, 16], sync=[(0, 0), (1, 1)])
+@cocotb.parametrize(clocks=[1, 2, 3, 16, 200], sync=[(0, 0), (1, 1)])
 async def bench_paced_patterns(dut, clocks, sync):
     """Every sample of every output, to the block's last slot; what comes later is surplus."""
+    gear = int(bench.parameter("gear"))
     rng = generator("source paced", clocks, sync)
     first, count = 10, 5
     twin = Twin(first, first + count - 1, True, *sync)
-    samples = clocks * GEAR
+    samples = min(clocks * gear, 64)
     modulators = (
         Modulator(codes=0b1111_1111, start=0, stop=samples, invert=1),
         Modulator(0b1010_1010, 0, samples // 2, samples, int(rng.integers(16)), 0),
@@ -107,7 +108,7 @@ async def bench_paced_patterns(dut, clocks, sync):
     )
     set_up(dut, twin, first, clocks, modulators)
     await bench.start(dut)
-    sink, seen = Sink(dut, "fed"), Samples(dut)
+    sink, seen = Sink(dut, "fed"), Samples(dut, gear)
     await open_block(dut)
     records = state_words(rng.integers(0, 8, 16 * (count + 3)).astype(np.uint8))
     await Source(dut, "words").send(words(STATE_WORD, records))
@@ -125,7 +126,7 @@ async def bench_paced_patterns(dut, clocks, sync):
     assert counts["surplus"] == 3
     assert sum(seen.begins) == 16 * count
     for index, modulator in enumerate(modulators):
-        expected = twin.samples(states, first, modulator, clocks, GEAR)
+        expected = twin.samples(states, first, modulator, clocks, gear)
         got = seen.output(index)
         assert np.array_equal(got[: len(expected)], expected), f"output {index}"
         assert np.all(got[len(expected) :] == modulator.invert)
@@ -140,12 +141,13 @@ async def bench_paced_patterns(dut, clocks, sync):
 @cocotb.test()
 async def bench_starvation_stops_at_a_slot_boundary(dut):
     """Nothing is emitted after the last whole word, no bit twice, and late words are dropped."""
+    gear = int(bench.parameter("gear"))
     rng = generator("source starved")
     twin = Twin(0, 99, True)
-    modulator = Modulator(0b1111_1111, 0, 0, GEAR, 0, 0)
+    modulator = Modulator(0b1111_1111, 0, 0, gear, 0, 0)
     set_up(dut, twin, 0, 1, (modulator,))
     await bench.start(dut)
-    sink, seen = Sink(dut, "fed"), Samples(dut)
+    sink, seen = Sink(dut, "fed"), Samples(dut, gear)
     await open_block(dut)
     for _ in range(40):
         await FallingEdge(dut.clk)  # before the first word nothing has begun, nothing is missing
@@ -164,8 +166,8 @@ async def bench_starvation_stops_at_a_slot_boundary(dut):
     assert np.array_equal(fed(sink)[0], states)
     assert sum(seen.begins) == 16 * 6
     output = seen.output(0)
-    assert output.sum() == 16 * 6 * GEAR
-    assert output[: 16 * 6 * GEAR].all()
+    assert output.sum() == 16 * 6 * gear
+    assert output[: 16 * 6 * gear].all()
     assert ledger(dut, "source") == twin.ledger.live
     assert twin.ledger.live["surplus"] == 3
     await bench.reset(dut)
@@ -182,11 +184,13 @@ def test_the_sync_pattern_is_the_published_sequence():
 
 
 @pytest.mark.parametrize("simulator", bench.simulators())
-def test_source(simulator):
+@pytest.mark.parametrize("gear", [1, 2, 4])
+def test_source(simulator, gear):
     from keyrail_gateware import source
 
     assert source.LATENCY == LATENCY
-    bench.run(source.Source(GEAR, OUTPUTS), simulator, "test_source")
+    sized = source.Source(gear, OUTPUTS)
+    bench.run(sized, simulator, "test_source", parameters={"gear": str(gear)})
 
 
 def test_sizes_that_do_not_exist_are_refused():

@@ -589,7 +589,7 @@ def _build() -> tuple[Register, ...]:
                 "generator", 1, "1: states come from the on-board generator, else from the host."
             ),
             Field("label", 2, "What the host says of the states it feeds.", codes=Randomness),
-            Field("clocks", 4, "Clocks of a slot less one.", "clocks"),
+            Field("clocks", 8, "Clocks of a slot less one.", "clocks"),
             Field("recall", 1, "1: the control PC is asked for slots that have left the ring."),
         ),
         write,
