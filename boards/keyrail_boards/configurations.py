@@ -6,7 +6,14 @@ Modulators have two samples a clock: that is what a pin's double data rate regis
 
 from __future__ import annotations
 
-__all__ = ["RECEIVER_FULL", "RECEIVER_SMALL", "SENDER_FULL", "SENDER_SMALL"]
+__all__ = [
+    "RECEIVER_FULL",
+    "RECEIVER_SMALL",
+    "SENDER_DEEP",
+    "SENDER_DEEPEST",
+    "SENDER_FULL",
+    "SENDER_SMALL",
+]
 
 SENDER_SMALL = {
     "toeplitz_input_log2": 0,
@@ -16,6 +23,10 @@ SENDER_SMALL = {
     "gear": 2,
 }
 """No Toeplitz engine: the control PC hashes. States older than 2^12 slots are recalled from it."""
+SENDER_DEEP = SENDER_SMALL | {"horizon_log2": 17}
+"""The same with a ring of 2^17 states, 24 block RAMs: what a 25F has room for."""
+SENDER_DEEPEST = SENDER_SMALL | {"horizon_log2": 19}
+"""A ring of 2^19 states, 96 block RAMs, for an 85F."""
 SENDER_FULL = {
     "toeplitz_input_log2": 17,
     "toeplitz_output_log2": 16,

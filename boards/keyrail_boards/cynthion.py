@@ -12,7 +12,7 @@ from typing import Any
 from keyrail.contract import BoardCode, Role
 
 from .board import NOT_BUILT, Board, Clocks, Connection, Fit, Stage, UsbKind, UsbPort, ecp5
-from .configurations import RECEIVER_SMALL, SENDER_SMALL
+from .configurations import RECEIVER_SMALL, SENDER_DEEP, SENDER_SMALL
 
 __all__ = ["BOARDS"]
 
@@ -80,6 +80,7 @@ def _clocks(station_mhz: int) -> Clocks:
 _DOWN = ("PULLMODE", "DOWN")
 _FITS = {
     (Role.SENDER, "small"): Fit(SENDER_SMALL, 60, why_not=NOT_BUILT),
+    (Role.SENDER, "deep"): Fit(SENDER_DEEP, 60, why_not=NOT_BUILT),
     (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
     (Role.RECEIVER, "sampled"): Fit(RECEIVER_SMALL, 100, phases=4, why_not=NOT_BUILT),
 }

@@ -79,7 +79,10 @@ BOARDS = (
         code=BoardCode.ECPIX5_85F,
         platform=lambda: _platform("ECPIX585Platform"),
         device=ecp5("LFE5UM5G-85F", "8", "caBGA554"),
-        fits=_FITS,
+        fits=_FITS
+        | {
+            (Role.SENDER, "full"): Fit(SENDER_FULL | {"horizon_log2": 19}, 100, why_not=NOT_BUILT),
+        },
         **_SHARED,
     ),
     Board(

@@ -23,7 +23,7 @@ from .board import (
     UsbPort,
     ecp5,
 )
-from .configurations import RECEIVER_SMALL, SENDER_SMALL
+from .configurations import RECEIVER_SMALL, SENDER_DEEP, SENDER_DEEPEST, SENDER_SMALL
 
 __all__ = ["BOARDS"]
 
@@ -66,6 +66,7 @@ _SHARED: dict[str, Any] = {
 
 _FITS = {
     (Role.SENDER, "small"): Fit(SENDER_SMALL, 48, why_not=NOT_BUILT),
+    (Role.SENDER, "deep"): Fit(SENDER_DEEP, 48, why_not=NOT_BUILT),
     (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
     # From 48 MHz the PLL's feedback takes an output of its own: that leaves three.
     (Role.RECEIVER, "sampled"): Fit(RECEIVER_SMALL, 100, phases=2, why_not=NOT_BUILT),
@@ -91,7 +92,7 @@ BOARDS = (
         code=BoardCode.ORANGECRAB_85F,
         platform=lambda: _platform("OrangeCrabR0_2_85FPlatform"),
         device=ecp5("LFE5U-85F", "8", "csfBGA285"),
-        fits=_FITS,
+        fits=_FITS | {(Role.SENDER, "deep"): Fit(SENDER_DEEPEST, 48, why_not=NOT_BUILT)},
         **_SHARED,
     ),
 )

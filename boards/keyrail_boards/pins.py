@@ -6,7 +6,12 @@
 
 from __future__ import annotations
 
-from .board import Board, boards
+import math
+
+from keyrail.contract import STATE_WORD, STATES_PER_WORD, Role
+from keyrail.usb import PAYLOAD_MBPS
+
+from .board import Board, UsbKind, boards
 from .figure import rows
 
 __all__ = ["page"]
@@ -26,6 +31,44 @@ _CLOCKS = {
     "Oscillator of the PLL, MHz": "vco",
     "Error, ppm": "error",
 }
+
+
+_RATES = {
+    "Board": "board",
+    "Sender": "configuration",
+    "Station, MHz": "mhz",
+    "USB, Mb/s of payload": "payload",
+    "Cable alone, M slots/s": "cable",
+    "Fed by the host, M slots/s": "fed",
+    "Clocks a slot": "clocks",
+    "Made on the board, M slots/s": "made",
+}
+_SPEEDS = {UsbKind.ULPI: "high speed", UsbKind.FULL_SPEED: "full speed"}
+
+
+def _rates() -> list[str]:
+    """Highest slot rate of each sender, by where its states come from."""
+    lines = []
+    for board in boards().values():
+        payload = PAYLOAD_MBPS[_SPEEDS[board.usb.kind]]
+        cable = payload / (STATE_WORD.bytes * 8 / STATES_PER_WORD)
+        for (role, name), fit in board.fits.items():
+            if role is not Role.SENDER:
+                continue
+            clocks = max(1, math.ceil(fit.clock_mhz / cable))
+            lines.append(
+                {
+                    "board": board.name,
+                    "configuration": name,
+                    "mhz": fit.clock_mhz,
+                    "payload": payload,
+                    "cable": round(cable, 1),
+                    "fed": round(fit.clock_mhz / clocks, 2),
+                    "clocks": clocks,
+                    "made": float(fit.clock_mhz),
+                }
+            )
+    return rows(_RATES, lines)
 
 
 def _pins(board: Board) -> list[str]:
@@ -84,6 +127,15 @@ def page() -> str:
         "",
         "Written by `python -m keyrail_boards.pins` from `boards/keyrail_boards/`; see",
         "[boards](boards.md).",
+        "",
+        "## Slots a second",
+        "",
+        "A slot is three bits of the cable where the host feeds its state, and lasts whole clocks",
+        "of the station. Payloads are taken, not measured, and leave nothing for announcements:",
+        "those need some of it ([sifting](sifting.md#throughput)). The board's own generator makes",
+        "a slot a clock.",
+        "",
+        *_rates(),
     ]
     for board in boards().values():
         lines += [

@@ -52,8 +52,8 @@ class StationTop(Elaboratable):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        If the sizes are not the board's: more detector channels than inputs, or another number of
-        samples a clock than its modulator pins take.
+        If the sizes are not the board's: more detector channels than inputs, or more samples a
+        clock than its modulator pins take.
     KeyrailError
         If a clock cannot be had.
     """
@@ -79,7 +79,7 @@ class StationTop(Elaboratable):  # type: ignore[misc]
         self.configuration = Configuration(board=board.code, **sizes)
         if self.configuration.channels > len(board.detectors) and role is Role.RECEIVER:
             raise ValueError(f"{board.title} has {len(board.detectors)} detector inputs")
-        if role is Role.SENDER and self.configuration.gear != MODULATOR_SAMPLES:
+        if role is Role.SENDER and self.configuration.gear > MODULATOR_SAMPLES:
             raise ValueError(
                 f"gear {self.configuration.gear}: the pins take {MODULATOR_SAMPLES} samples a clock"
             )
@@ -160,7 +160,8 @@ class StationTop(Elaboratable):  # type: ignore[misc]
         for number in range(self.configuration.modulators):
             output = DelayedOutput(platform.request("modulator", number, dir="-"))
             m.submodules[f"modulator_{number}"] = output
+            samples = sender.modulators.word_select(number, gear)
             m.d.comb += [
-                output.samples.eq(sender.modulators.word_select(number, gear)),
+                output.samples.eq(samples.replicate(MODULATOR_SAMPLES // gear)),
                 output.delay.eq(sender.fine_delays.word_select(number, 7)),
             ]

@@ -12,7 +12,7 @@ from typing import Any
 from keyrail.contract import BoardCode, Role
 
 from .board import NOT_BUILT, Board, Clocks, Connection, Fit, Stage, UsbKind, UsbPort, ecp5
-from .configurations import RECEIVER_SMALL, SENDER_SMALL
+from .configurations import RECEIVER_SMALL, SENDER_DEEP, SENDER_DEEPEST, SENDER_SMALL
 
 __all__ = ["BOARDS"]
 
@@ -51,6 +51,7 @@ _SHARED: dict[str, Any] = {
 
 _FITS = {
     (Role.SENDER, "small"): Fit(SENDER_SMALL, 60, why_not=NOT_BUILT),
+    (Role.SENDER, "deep"): Fit(SENDER_DEEP, 60, why_not=NOT_BUILT),
     (Role.RECEIVER, "small"): Fit(RECEIVER_SMALL, 100, why_not=NOT_BUILT),
     (Role.RECEIVER, "sampled"): Fit(RECEIVER_SMALL, 100, phases=4, why_not=NOT_BUILT),
 }
@@ -62,7 +63,7 @@ BOARDS = (
         code=BoardCode.ULX3S_85F,
         platform=lambda: _platform("ULX3S_85F_Platform"),
         device=ecp5("LFE5U-85F", "6", "caBGA381"),
-        fits=_FITS,
+        fits=_FITS | {(Role.SENDER, "deep"): Fit(SENDER_DEEPEST, 60, why_not=NOT_BUILT)},
         **_SHARED,
     ),
     Board(

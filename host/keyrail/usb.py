@@ -39,6 +39,8 @@ from keyrail.contract import (
 )
 from keyrail.errors import ContractMismatch, KeyrailError, MissingExtra, SettingError
 
+PAYLOAD_MBPS = {"high speed": 320.0, "full speed": 8.0}
+"""Payload that a cable carries, both directions together, Mb/s: taken, not measured."""
 UDEV_FILE = "70-keyrail.rules"
 UDEV_FOLDER = Path("/etc/udev/rules.d")
 _IN_VENDOR, _OUT_VENDOR = 0xC0, 0x40  # bmRequestType: vendor, to the device

@@ -37,6 +37,7 @@ from keyrail.randomness import TestRandom
 from keyrail.source import random_states, state_words
 from keyrail.state_copy import HORIZON_SLOTS, StateCopy
 from keyrail.station import announced_slots, check_tallies
+from keyrail.usb import PAYLOAD_MBPS
 from keyrail_sim.models.announcer import Announcer
 from keyrail_sim.models.generator import Generator
 
@@ -44,8 +45,6 @@ PERIOD_PS = 10_000
 QUIET = 256
 """Clocks that a simulated board runs on after the last movement."""
 CLOCK_MHZ = 100.0
-USB_MBPS = {"high speed": 320.0, "full speed": 8.0}
-"""Payload that a USB cable carries, both directions together: taken, not measured."""
 ANSWER_SECONDS = 1e-3
 """Time from a missed slot to the control PC's answer: taken, not measured."""
 BLOCKS_PER_SLOT = 1 / STATES_PER_WORD + 1 / 512
@@ -571,7 +570,7 @@ def rates(clocks: dict[str, float], answers: int, mslots: float = 100.0) -> list
     from keyrail_gateware.chacha20 import CLOCKS_PER_BLOCK
     from keyrail_gateware.station import Configuration
 
-    usb, hertz = USB_MBPS["high speed"] * 1e6, CLOCK_MHZ * 1e6
+    usb, hertz = PAYLOAD_MBPS["high speed"] * 1e6, CLOCK_MHZ * 1e6
     waiting = 1 << Configuration().order_log2
     blocks = mslots * 1e6 * BLOCKS_PER_SLOT  # of the cipher, for the live states
     limits = {
@@ -667,14 +666,14 @@ def rates_figure() -> dict[str, Any]:
         "copy_answers_per_second": answers,
         "assumed": {
             "clock_mhz": CLOCK_MHZ,
-            "usb_mbps": USB_MBPS,
+            "usb_mbps": PAYLOAD_MBPS,
             "answer_seconds": ANSWER_SECONDS,
         },
         "highest_mslots_per_second": {
             f"generator at {CLOCK_MHZ:g} MHz": round(CLOCK_MHZ / made, 1),
             **{
                 f"host over USB {name}": round(rate / (STATE_WORD.bytes * 8 / STATES_PER_WORD), 1)
-                for name, rate in USB_MBPS.items()
+                for name, rate in PAYLOAD_MBPS.items()
             },
         },
         "rates_at_100_mslots": rates(sender, answers),

@@ -19,7 +19,7 @@ from amaranth.sim import Simulator
 
 import board_blinker as blinker
 from keyrail import cli
-from keyrail.contract import BoardCode, Role
+from keyrail.contract import STATE_WORD, STATES_PER_WORD, BoardCode, Role
 from keyrail.errors import MissingExtra, SettingError
 from keyrail_boards import pins, stations
 from keyrail_boards import place_and_route as tools
@@ -229,6 +229,15 @@ def test_page_of_pins_is_that_of_the_boards():
     assert written.read_text() == pins.page(), "run: make board-pins"
 
 
+def test_slot_rates_are_stated_for_every_sender():
+    """By hand: 320 or 8 Mb/s at 3 bits a slot, in whole clocks of the station."""
+    lines = [line.split(" | ") for line in pins.page().splitlines() if "| small |" in line]
+    found = {line[0].removeprefix("| "): line[2:] for line in lines}
+    assert found["ecpix5-45f"] == ["75", "320.0", "106.7", "75.0", "1", "75.0 |"]
+    assert found["orangecrab-25f"] == ["48", "8.0", "2.7", "2.67", "18", "48.0 |"]
+    assert set(found) == {board.name for board in BOARDS}
+
+
 def test_every_board_of_the_contract_is_there():
     codes = [board.code for board in BOARDS]
     assert sorted(codes) == sorted(code for code in BoardCode if code is not BoardCode.SIMULATED)
@@ -245,6 +254,17 @@ def test_configurations_are_possible(board, role, name):
     assert fit.claims or fit.why_not
 
 
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
+def test_every_part_has_a_sender_with_the_ring_it_has_room_for(board):
+    """2^17 states at least, 2^19 on an 85F, in block RAMs of 1024 x 18 bits."""
+    deepest = max(
+        fit.sizes["horizon_log2"] for (role, _), fit in board.fits.items() if role is Role.SENDER
+    )
+    assert deepest >= (19 if "85F" in board.device.name else 17)
+    words, bits = (1 << deepest) // STATES_PER_WORD, STATE_WORD.used_bits + 1
+    assert words // 1024 * -(-bits // 18) < board.device.bram / 2
+
+
 def test_sizes_that_are_not_the_boards_are_refused():
     from keyrail_boards.top import StationTop
 
@@ -252,6 +272,8 @@ def test_sizes_that_are_not_the_boards_are_refused():
     sender, receiver = board.fit(Role.SENDER), board.fit(Role.RECEIVER)
     with pytest.raises(ValueError, match="gear 4: the pins take 2 samples"):
         StationTop(board, Role.SENDER, replace(sender, sizes=sender.sizes | {"gear": 4}))
+    # One sample a clock lasts the whole of it.
+    StationTop(board, Role.SENDER, replace(sender, sizes=sender.sizes | {"gear": 1}))
     with pytest.raises(ValueError, match="has 4 detector inputs"):
         StationTop(board, Role.RECEIVER, replace(receiver, sizes=receiver.sizes | {"channels": 8}))
 
