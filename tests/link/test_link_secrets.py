@@ -4,14 +4,27 @@
 import numpy as np
 import pytest
 
-from keyrail import messages
-from keyrail.contract import Basis, Role
+import keyrail
+from keyrail import messages, tag_path
+from keyrail.contract import (
+    ANNOUNCEMENT,
+    BASIS,
+    COIN,
+    PERIOD_FRACTION_BITS,
+    REPLY,
+    Basis,
+    BlockCommand,
+    Mode,
+    Role,
+)
 from keyrail.distil.reconcile import FRAME_BITS, _checks, _matrix, _order, planned_qber
 from keyrail.exchange import LIVE, RELIABLE
+from keyrail.layouts import unpack, zeros
 from keyrail.link import memory_pair
 from keyrail.messages import decode
 from keyrail.randomness import TestRandom
 from keyrail.session import DistilSettings, ReceiverDistiller, SenderDistiller, run_pair
+from keyrail.source import state_words
 from keyrail_sim import link_fuzz, live_bases
 from keyrail_sim.model_board import open_station
 from keyrail_sim.two_stations import SHORT_PLAN, TwoStations
@@ -50,6 +63,87 @@ def record(folder, mask=None):
     link.run(TwoStations.finished)
     link.close()
     return sent, {role: np.concatenate(parts) for role, parts in bases.items()}
+
+
+PERIOD_PS = 10_000
+SLOTS = 4_096
+
+
+def clocked(mask):
+    """A block on both stations' gateware, with the clock of all that leaves for the other station.
+
+    `mask` has 1 for slots whose bit is the other one, at the sender and at the detectors.
+    """
+    rng = np.random.default_rng(8)
+    states = rng.integers(0, 8, SLOTS).astype(np.uint8)
+    hits = np.flatnonzero(rng.random(SLOTS) < 0.2).repeat(2)
+    hits = hits[rng.random(len(hits)) < 0.7]
+    channels = rng.integers(0, 4, len(hits))
+    fits = rng.random(len(hits)) < 0.6
+    channels[fits] = (states[hits] & 1)[fits] << 1 | (states[hits] >> 1 & 1)[fits]
+    flips = mask(states)
+    states ^= flips << 1
+    channels ^= flips[hits]
+    times = hits * PERIOD_PS + PERIOD_PS // 2
+    crossed = []
+
+    def watch(board, names, clocks):
+        for clock in range(clocks):
+            board.run_for(1)
+            for name in names:
+                if data := board.receive_bytes(board.streams[name]).tobytes():
+                    crossed.append((clock, name, data))
+        board.run()
+        return b"".join(data for _, name, data in crossed if name in names)
+
+    with keyrail.open("sim:alice") as alice, keyrail.open("sim:bob") as bob:
+        for board in (alice, bob):
+            board.write("mode", Mode.KEY)
+            board.run()
+            board.write("block_last_slot", SLOTS - 1)
+        tag_path.set_slots(bob, PERIOD_PS << PERIOD_FRACTION_BITS, 0)
+        tag_path.set_blanking(bob, 0)
+        windows = dict.fromkeys(tag_path.OUTCOMES, (4_000, 6_000))
+        tag_path.set_gates(bob, windows, tag_path.OUTCOMES)
+        coins = zeros(COIN, SLOTS)
+        coins["bit"], coins["basis"] = rng.integers(0, 2, (2, SLOTS))
+        for board in (alice, bob):
+            board.write("block_command", BlockCommand.OPEN)
+            board.run()
+        bob.send("coins", coins)
+        bob.send("tags", tag_path.tag_records(times, channels, (SLOTS + 2) * PERIOD_PS))
+        announced = watch(bob, ["announcements"], 2_000)
+        alice.send("states", state_words(states))
+        alice.run()
+        alice.send("announcements", unpack(ANNOUNCEMENT, announced))
+        watch(alice, ["missed"], 2_000)
+        for board in (alice, bob):
+            board.write("block_command", BlockCommand.CLOSE)
+            board.run()
+            board.write("block_command", BlockCommand.BASES)
+        bases = watch(bob, ["bases"], 2_000)
+        alice.send("bases", unpack(BASIS, bases))
+        replies = watch(alice, ["replies"], 2_000)
+        bob.write("block_command", BlockCommand.RESOLVE)
+        bob.run()
+        bob.send("replies", unpack(REPLY, replies))
+        bob.run()
+        sifted = [board.receive("sifted") for board in (alice, bob)]
+    return crossed, sifted
+
+
+def test_the_gateware_answers_in_the_same_clocks_whatever_the_secret_bits():
+    """To the clock, on both boards, in both phases; multiple clicks and coins among them."""
+    crossed, sifted = clocked(lambda states: np.zeros(len(states), np.uint8))
+    # Bits of slots in Z are never opened: all of them are the other ones.
+    other, again = clocked(lambda states: 1 - (states & 1))
+    assert {name for _, name, _ in crossed} == {"announcements", "bases", "replies"}
+    assert crossed == other
+    key = [one["test"] == 0 for one in sifted]
+    assert key[0].sum() == key[1].sum() > 200
+    assert (sifted[0]["bit"][key[0]] != again[0]["bit"][key[0]]).all()
+    # The rest of the receiver's are coins.
+    assert (sifted[1]["bit"][key[1]] != again[1]["bit"][key[1]]).mean() > 0.7
 
 
 SECRET_BY_DESIGN = (messages.Syndrome, messages.VerifyTag)
