@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """The state of the block of key under way, and what it allows."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Assert, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -27,6 +27,10 @@ class BlockControl(wiring.Component):
 
     The sender goes from BASES to DONE when its pass has ended, the receiver from BASES to
     ANSWERED and from RESOLVE to DONE.
+
+    Assertions under ``platform="formal"``: where detections are kept, neither bases nor replies
+    pass before the block has been closed, whatever is commanded when, and none are kept from then
+    on until the next one. Proven by k-induction in the bench.
 
     Latency: 1 clock from command to state.
 
@@ -142,4 +146,23 @@ class BlockControl(wiring.Component):
                 self.rewind.eq(0),
                 self.restart.eq(0),
             ]
+        if platform == "formal":
+            self._prove(m, state)
         return m
+
+    def _prove(self, m: Module, state: Signal) -> None:
+        """Bases stay where detections are still taken, or were taken without a close since."""
+        taking = Signal()
+        with m.If(self.wipe_memory | (self.strobe & (self.command == BlockCommand.CLOSE))):
+            # A refused close changes nothing: only that of an open block counts.
+            m.d.sync += taking.eq(taking & ~self.wipe_memory & ~self.open)
+        with m.Elif(self.open):
+            m.d.sync += taking.eq(1)
+        idle = (state == BlockState.IDLE) | ((state == BlockState.WIPING) & ~self.wipe_memory)
+        m.d.comb += [
+            Assert(~((self.basis | self.resolve) & (taking | self.open))),
+            # What the induction starts from.
+            Assert(~(taking & (idle | self.restart))),
+            Assert(~taking | (state == BlockState.OPEN) | (state == BlockState.WIPING)),
+            Assert(~self.restart | (state == BlockState.OPEN)),
+        ]
