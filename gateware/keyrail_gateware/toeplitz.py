@@ -218,7 +218,7 @@ class Toeplitz(wiring.Component):
     def clocks(self, n: int, m: int, family: str = "modified", *, unfinished: bool = False) -> int:
         """Clocks from a block's first word to the next one's, with `ahead` and without waiting.
 
-        The sum of
+        The next one has the same sizes and family. The sum of
 
         - 3^splits times the sum over diagonals of max(`SLOT`, length), for R x C groups of
           2^splits blocks: R + C - 1 diagonals of length min(d, R, C, R + C - d), d from 1;
@@ -226,8 +226,10 @@ class Toeplitz(wiring.Component):
           Toeplitz block;
         - latency of the product + 20 (compact: 5) until the last sum is there;
         - two clocks a word of output, and 5 (compact: none) between groups of them;
-        - modified family: what is left of the next key's identity part when the output is taken, a
-          clock a word but for the block that waits by then, and one a block.
+        - modified family: what is left of the next key's identity part when the output is taken.
+          It comes in a clock a word and one more a block, behind the output group by group, a
+          block waiting in front: L - min(L, width / 64) clocks and one a block for the L words of
+          the last group, and more where that is so short that the group before still comes in.
 
         An ``unfinished`` tile has no output: 7 clocks (compact: 1) less, and without the last two.
         """
@@ -241,7 +243,18 @@ class Toeplitz(wiring.Component):
         )
         begin = 2 * banks * chunks + self.SLOT
         last = words - (rows - 1) * banks * chunks
-        identity = last - min(last, chunks) - (-last // chunks) if family == "modified" else 0
+        identity = 0
+        if family == "modified":
+            first, blocks = min(last, chunks), -(-last // chunks)
+            identity = last - first + blocks
+            if rows > 1 and not self._compact:
+                # Clocks from when the group before has been given out: when the last one has been,
+                # and when the first of the identity's blocks that take its place is written, if
+                # those before it are. A block is not let in while a group is being marked as given.
+                given = 2 * last + 5
+                behind, step = 3 + (banks - 1) * (chunks + 1), chunks + 1
+                behind += (given - 2) % step == 0 and (given - 2) // step < banks
+                identity += max(0, behind + first + 1 - (given + 3))
         last_sum, fetch, tile = 20, 5, 7
         if self._compact:
             last_sum, fetch, tile = 5, 0, 1
@@ -937,6 +950,7 @@ class Toeplitz(wiring.Component):
                 overwrite[-1].eq(overwrite[-2]),
                 overwrite_banks[-1].eq(overwrite_banks[-2]),
             ]
+        # Of the clock before, as it goes through one register more than address and enable.
         overwrites = overwrite[0 if compact else -2][0]
         m.d[way] += keep.eq(~overwrites & ~wiping)
         with m.If(overwrite[-1][0]):
@@ -1017,7 +1031,8 @@ class Toeplitz(wiring.Component):
             ways = zip(chosen, sum_words, blocked, strict=True)
             for i, (one, sum_word, stays) in enumerate(ways):
                 # Its words step along, so that none comes from one end of the part to the other:
-                # the first one at once, the others by controls in registers, a clock later.
+                # the first one at once, the others by controls in registers, a clock later. What
+                # the last one becomes is never given.
                 block = Signal(width, name=f"out_block_{i}", reset_less=True)
                 controls = Cat(~fetched, ~fetched | (taken & out_bank[i]))
                 steps = [controls, *copies(f"out_block_controls_{i}", controls, chunks - 1)]
@@ -1030,9 +1045,9 @@ class Toeplitz(wiring.Component):
                     m.d.sync += one.eq(block[:WORD] & out_bank[i].replicate(WORD))
             with m.If(~chosen_valid | ~spare_valid):
                 m.d.sync += chosen_last.eq(out_end)
+            with m.If(takes_word):
+                m.d.sync += chosen_valid.eq(1)
             occupied = [chosen_valid, self.o.valid, spare_valid]
-        with m.If(takes_word):
-            m.d.sync += [one.eq(1) for one in occupied[:1]]
         with m.If(taken & (out_word[:chunk_bits] == chunks - 1)):
             m.d.sync += out_bank.eq(out_bank.rotate_left(1))
         with m.If(taken):

@@ -350,7 +350,8 @@ class ToeplitzProduct(wiring.Component):
         m.submodules.sums = sums = self._sums
 
         # Parts are taken one after the other: which, as one bit each, level by level.
-        # The bits of the clocks before that in which a part is taken lie in front.
+        # The last of them marks the part that is taken in this clock, those before it the parts of
+        # the clocks to come; the first part comes from neither side, so nobody asks for it ahead.
         parts = Signal(count, reset_less=True)
         first = Cat(self.load, parts)[:count]
         track = [Cat(0, first)[:count], first, parts]

@@ -23,6 +23,7 @@ RUN, FINISH, FAILED = 2, 3, 5
 CORES = {
     "128-2": (128, 2, 4, False),
     "64-0": (64, 0, 64, False),
+    "256-1": (256, 1, 16, False),
     "64-0-compact": (64, 0, 8, True),
 }
 """Width, splits, smallest product of the engines tried, and whether they are compact.
@@ -185,7 +186,10 @@ async def bench_clocks_of_a_block(dut, family):
     clocks = engine().clocks
     await begin(dut)
     sink = Sink(dut, "o")
-    for n, m in ((2048, 1024), (1000, 300), (300, 1), (900, 130), (1024, 64), (2000, 896)):
+    sizes = [(2048, 1024), (1000, 300), (300, 1), (900, 130), (1024, 64), (2000, 896)]
+    # Last groups of output so short that the identity's part for the one before still comes in.
+    sizes += [(2411, 555), (2160, 640), (2152, 704), (2200, 768)] * (family == "modified")
+    for n, m in sizes:
         blocks = [(*draw(rng, n, m, family), m, family) for _ in range(5)]
         outputs, ends = await hash_many(dut, sink, blocks)
         for (key, seed, *_), words in zip(blocks, outputs, strict=True):
@@ -517,16 +521,25 @@ async def bench_nothing_is_left_after_a_wipe_or_reset(dut):
     fresh = {}
     holding(dut, fresh)
     assert len(fresh) > 300
-    moments = ((("key",), 0), (("key", "seed"), 0), (("key", "seed"), 300))
-    for (feeds, clocks), end in product(moments, ("wipe", "rst")):
+    # Before the seed, within it, behind it, and with words of output on their way.
+    whole = geometry.seed_words
+    moments = ((0, 0, 0), (whole - 1, 0, 0), (whole - 1, 300, 0), (whole, 0, 1), (whole, 0, 5))
+    for (seed_words, clocks, taken), end in product(moments, ("wipe", "rst")):
         dut.o__ready.value = 0
         await command(dut, "start", 2048, 1000)
-        for name in feeds:
-            count = {"key": geometry.key_words, "seed": geometry.seed_words - 1}[name]
-            words = [pattern] * count
-            await Source(dut, name).send(frame(words) if name == "key" else words)
+        await Source(dut, "key").send(frame([pattern] * geometry.key_words))
+        seed = [int(rng.integers(1 << 64, dtype=np.uint64)), *[pattern] * (whole - 1)]
+        await Source(dut, "seed").send(frame(seed)[:seed_words])
         for _ in range(clocks + int(rng.integers(0, 9))):
             await FallingEdge(dut.clk)
+        if taken:
+            await until(dut, lambda: dut.o__valid.value == 1)
+            dut.o__ready.value = 1
+            for _ in range(2 * taken + int(rng.integers(0, 2))):
+                await FallingEdge(dut.clk)
+            dut.o__ready.value = 0
+            for _ in range(4):
+                await FallingEdge(dut.clk)
         dut.key__payload.value = dut.seed__payload.value = 0
 
         found = {}
@@ -535,7 +548,7 @@ async def bench_nothing_is_left_after_a_wipe_or_reset(dut):
         memories = [path for path in planted if "key_" in path]
         assert len(planted) > 3
         assert any("product" in path for path in found)
-        assert memories
+        assert memories or taken
         dut.o__ready.value = 1
         if end == "rst":
             await bench.reset(dut)
@@ -547,7 +560,7 @@ async def bench_nothing_is_left_after_a_wipe_or_reset(dut):
         for path, (bits, value) in found.items():
             assert f"{pattern:x}" not in f"{value:x}", path
             # Whatever has a name and is wider than a counter is as it was after reset.
-            if bits >= 40 and "$" not in path:
+            if bits >= 34 and "$" not in path:
                 assert value == fresh[path][1], path
 
 
