@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from keyrail.board import Board, BoardError
 from keyrail.contract import Role, TdcResult
-from keyrail.errors import KeyrailError, SettingError
+from keyrail.errors import SettingError
 
 __all__ = ["Calibration", "CalibrationError", "calibrate", "run_in_background"]
 
 
-class CalibrationError(KeyrailError):
-    """A calibration does not end."""
+class CalibrationError(BoardError):
+    """A calibration does not end, or ends without a table."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class Calibration:
     result: TdcResult
     moved_ps: int
     uneven_ps: int
+
+    def check(self) -> None:
+        """Raise `CalibrationError` unless the new table is in use."""
+        if self.result != TdcResult.DONE:
+            ended = self.result.name.lower()
+            raise CalibrationError(f"input {self.input}: the calibration ended with {ended}")
 
 
 def _converter(board: Board) -> int:

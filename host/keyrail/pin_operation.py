@@ -18,6 +18,7 @@ import numpy.typing as npt
 from keyrail import messages, tag_input, tag_path
 from keyrail.acquire import NoPeriodError
 from keyrail.board import Board, BoardError
+from keyrail.calibration import calibrate
 from keyrail.contract import (
     PERIOD_FRACTION_BITS,
     STATES_PER_WORD,
@@ -117,9 +118,26 @@ class DetectorPins:
             If the board has no inputs of its own, or too few.
         """
         delays = dict(enumerate(self.delays_ps))
-        detectors = sorted({*tag_path.OUTCOMES, *delays})
-        inputs = {n: tag_input.Input(delay_ps=delays.get(n, 0)) for n in detectors}
+        inputs = {n: tag_input.Input(delay_ps=delays.get(n, 0)) for n in self._inputs()}
         tag_input.set_inputs(board, inputs)
+
+    def calibrate(self, board: Board) -> None:
+        """Calibrate the detectors' inputs, from the oscillator on the chip.
+
+        Takes some 50 ms an input, in which it measures nothing. Does nothing on a board whose
+        inputs come stamped.
+
+        Raises
+        ------
+        CalibrationError
+            If there is no new table: what an input stamps before its first is no click.
+        """
+        if board.read_fields("tdc_status")["ready"]:
+            for one in calibrate(board, self._inputs()):
+                one.check()
+
+    def _inputs(self) -> list[int]:
+        return sorted({*tag_path.OUTCOMES, *range(len(self.delays_ps))})
 
 
 class Listener:
@@ -318,6 +336,8 @@ class PinReceiverRunner(ReceiverOperation):
 
     def _trained(self, train: messages.Train) -> Step:
         self._tuning = None
+        # Between blocks: as the board warms up, so do its delay lines.
+        self._pins.calibrate(self.board)
         listener = Listener(self.board, self._pins.period_ps)
         yield from listener.begin()
         self._control.send(messages.Listening(train.epoch))

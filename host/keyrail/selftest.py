@@ -21,7 +21,7 @@ import numpy.typing as npt
 from keyrail import t2, tag_input, tag_path
 from keyrail.board import Board, BoardError
 from keyrail.board_hash import engine_sizes, hash_on_board
-from keyrail.calibration import calibrate
+from keyrail.calibration import CalibrationError, calibrate
 from keyrail.contract import (
     CURRENT_SAMPLE,
     GATE_WINDOWS,
@@ -37,7 +37,6 @@ from keyrail.contract import (
     Randomness,
     Role,
     TagKind,
-    TdcResult,
     ToeplitzCommand,
 )
 from keyrail.distil.toeplitz import Family, seed_bits, toeplitz_hash
@@ -326,11 +325,12 @@ def _oscillator(bench: _Bench) -> str:
     if not inputs:
         raise _Absent("no time-to-digital converter: tags come stamped")
     before = board.ledger("tdc")
-    made = calibrate(board, timeout_s=CALIBRATION_S)
-    for one in made:
-        if one.result != TdcResult.DONE:
-            ended = one.result.name.lower()
-            raise _Wrong(f"input {one.input}: the calibration ended with {ended}")
+    try:
+        made = calibrate(board, timeout_s=CALIBRATION_S)
+        for one in made:
+            one.check()
+    except CalibrationError as error:
+        raise _Wrong(str(error)) from None
     largest = max((one.moved_ps for one in made), default=0)
     seen = board.ledger("tdc")["not_pin"] - before["not_pin"]
     if seen <= 0:

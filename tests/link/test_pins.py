@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from keyrail import messages
 from keyrail.board import BoardError
-from keyrail.contract import Role
+from keyrail.calibration import CalibrationError
+from keyrail.contract import Role, TdcResult
 from keyrail.errors import SettingError
-from keyrail.pin_operation import DetectorPins, SourcePins
+from keyrail.pin_operation import DetectorPins, PinReceiverRunner, SourcePins
 from keyrail_sim.model_board import open_station
 from keyrail_sim.pin_boards import PinStations
 from keyrail_sim.two_stations import KEY_PLAN, SHORT_PLAN
@@ -81,6 +83,38 @@ def test_a_station_starts_anew_on_a_board_that_goes_on(tmp_path):
     link.run(lambda link: all(r.totals["blocks sifted"] for r in link.runners.values()), 1_000)
     assert link.runners[SENDER].totals["blocks"] <= 1
     link.close()
+
+
+def test_inputs_are_calibrated_before_each_training():
+    """By the oscillator, those of the detectors; where one has no table, nothing is listened to."""
+    board = open_station(RECEIVER, "sim-model:bob")
+    registers, asked, results = board.registers, [], [TdcResult.DONE] * 5 + [TdcResult.TOO_FEW] * 5
+    read, write = board.read_word, board.write_word
+
+    def read_word(offset):
+        if offset == registers["inputs"].offset:
+            return 6
+        if offset == registers["tdc_status"].offset:  # its low word
+            return 1 << 20 | (results[len(asked) - 1] << 22 if asked else 0)
+        return read(offset)
+
+    def write_word(offset, value):
+        if offset == registers["tdc_command"].offset:
+            asked.append(value)
+        write(offset, value)
+
+    pins = DetectorPins(delays_ps=(0, 0, 0, 0, 17))
+    pins.calibrate(board)  # no converter
+    board.read_word, board.write_word = read_word, write_word
+    pins.calibrate(board)
+    assert asked == [0, 1, 2, 3, 4]
+    runner = PinReceiverRunner.__new__(PinReceiverRunner)
+    runner.board, runner._pins = board, pins
+    before = board.read("tag_input")
+    with pytest.raises(CalibrationError, match="input 0: the calibration ended with too_few"):
+        next(runner._trained(messages.Train(1, 0, 16)))
+    assert len(asked) == 10
+    assert board.read("tag_input") == before
 
 
 def test_settings_that_the_board_cannot_follow_are_refused(tmp_path):
