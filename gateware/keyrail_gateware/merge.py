@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Merge of all inputs of the time tagger in time order."""
 
-from amaranth.hdl import Assert, Assume, C, Cat, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Assert, Assume, C, Cat, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -371,4 +371,64 @@ class Merge(wiring.Component):
         own += [beat, started, frame, wanted, self.refused, self.until]
         with m.If(fresh):
             m.d.sync += [register.eq(0) for register in own]
+        # On a platform of its own: the tree's properties take its inputs to be free.
+        if platform == "formal merge":
+            self._properties(m, taken, leaving)
         return m
+
+    def _properties(self, m: Module, taken: list[Value], leaving: Signal) -> None:
+        """What is checked of queues, watermarks and tree together, for any events and times.
+
+        One event, any, is followed: the only one that is not calibrated.
+        """
+        half = 1 << (self.time_bits - 1)
+        out = self.o.payload
+        click = out.kind == TagKind.CLICK
+        # Times are seen from that of the record that left last: so a wrap is nothing special.
+        reference, inside = Signal(self.time_bits), Signal(8)
+        followed = Signal(data.StructLayout({"time": self.time_bits, "channel": CHANNEL_BITS}))
+        picked, left = Signal(), Signal()
+
+        def ahead(time: object) -> object:
+            return (time - reference)[: self.time_bits]
+
+        with m.If(leaving):
+            m.d.sync += reference.eq(out.time)
+        m.d.sync += inside.eq(inside + sum(taken) - (leaving & click))
+        odd = []
+        for n in range(self.inputs):
+            event = getattr(self, f"i_{n}")
+            last, former = (Signal(self.time_bits, name=f"{x}_{n}") for x in ("last", "former"))
+            time, mark = event.time[: self.time_bits], event.watermark[: self.time_bits]
+            m.d.sync += former.eq(mark)
+            with m.If(event.valid):
+                m.d.sync += last.eq(time)
+            odd.append(event.valid & ~event.calibrated)
+            m.d.comb += [
+                # What an input promises: watermark and times never step back, no event before it.
+                Assume((ahead(mark) < half) & (ahead(mark) >= ahead(former))),
+                Assume(
+                    ~event.valid
+                    | ((ahead(time) < half) & (ahead(time) >= ahead(mark)))
+                    & ((time - last)[: self.time_bits] < half)
+                ),
+            ]
+            with m.If(odd[n] & taken[n]):
+                m.d.sync += [
+                    picked.eq(1),
+                    followed.time.eq(time),
+                    followed.channel.eq(n + UNCALIBRATED + FALLING * event.falling),
+                ]
+        m.d.comb += [
+            Assume(~self.flush),
+            Assume(sum(odd, Signal(4)) + picked <= 1),
+            # In time order, and each click that was taken is held until it leaves.
+            Assert(~self.o.valid | (ahead(out.time) < half)),
+            Assert(inside == self.held),
+        ]
+        with m.If(self.o.valid & click & out.channel[5]):
+            m.d.comb += Assert(
+                picked & ~left & (out.time == followed.time) & (out.channel == followed.channel)
+            )
+            with m.If(self.o.ready):
+                m.d.sync += left.eq(1)

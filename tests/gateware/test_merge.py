@@ -209,3 +209,11 @@ def test_merge_is_proven():
     from keyrail_gateware.merge import MergeTree
 
     formal.prove(MergeTree(3, 4), depth=2)
+
+
+def test_merge_with_its_queues_is_checked_from_reset():
+    """For any events and times of two inputs: in order, none lost or changed, for 7 clocks."""
+    from keyrail_gateware.merge import Merge
+
+    merge = Merge(2, 2, time_bits=5, time_record_log2=3)
+    formal.prove(merge, depth=7, mode="bmc", platform="formal merge")
