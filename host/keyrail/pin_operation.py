@@ -18,7 +18,7 @@ import numpy.typing as npt
 from keyrail import messages, tag_input, tag_path
 from keyrail.acquire import NoPeriodError
 from keyrail.board import Board, BoardError
-from keyrail.calibration import calibrate
+from keyrail.calibration import calibrate, run_in_background
 from keyrail.contract import (
     PERIOD_FRACTION_BITS,
     STATES_PER_WORD,
@@ -124,8 +124,9 @@ class DetectorPins:
     def calibrate(self, board: Board) -> None:
         """Calibrate the detectors' inputs, from the oscillator on the chip.
 
-        Takes some 50 ms an input, in which it measures nothing. Does nothing on a board whose
-        inputs come stamped.
+        Takes some 50 ms an input, in which it measures nothing. Nothing runs in the background
+        afterwards: training slots are measured as gated tags, which it would not spare. Does
+        nothing on a board whose inputs come stamped.
 
         Raises
         ------
@@ -133,6 +134,7 @@ class DetectorPins:
             If there is no new table: what an input stamps before its first is no click.
         """
         if board.read_fields("tdc_status")["ready"]:
+            run_in_background(board, oscillator=False)
             for one in calibrate(board, self._inputs()):
                 one.check()
 

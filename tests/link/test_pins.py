@@ -106,8 +106,11 @@ def test_inputs_are_calibrated_before_each_training():
     pins = DetectorPins(delays_ps=(0, 0, 0, 0, 17))
     pins.calibrate(board)  # no converter
     board.read_word, board.write_word = read_word, write_word
+    # As another process may have left it: the training slots would not be heard.
+    board.write("tdc_control", **board.read_fields("tdc_control") | {"oscillator": 1})
     pins.calibrate(board)
     assert asked == [0, 1, 2, 3, 4]
+    assert board.read_fields("tdc_control")["oscillator"] == 0
     runner = PinReceiverRunner.__new__(PinReceiverRunner)
     runner.board, runner._pins = board, pins
     before = board.read("tag_input")
