@@ -13,8 +13,7 @@ from typing import Any
 
 from keyrail import board
 from keyrail.authentication import PAD_BITS, Pool
-from keyrail.calibration import calibrate
-from keyrail.contract import Mode, Role, TdcResult
+from keyrail.contract import Mode, Role
 from keyrail.distil.estimate import binary_entropy, estimate_key_length, expected_counts
 from keyrail.errors import KeyrailError, MissingExtra
 from keyrail.exchange import Exchange, Pump
@@ -172,13 +171,8 @@ def _runner(
         return PinSenderRunner(*common, pins=settings.pins, blocks=blocks)
     if isinstance(settings.pins, DetectorPins):
         opened.write("mode", Mode.INSTRUMENT)
-        if opened.read_fields("tdc_status")["ready"]:
-            for made in calibrate(opened):
-                if made.result is not TdcResult.DONE:
-                    raise KeyrailError(
-                        f"{opened.name}: input {made.input}: the calibration ended with "
-                        f"{made.result.name.lower()}"
-                    )
+        # Before each training again; here a board that cannot is refused at once.
+        settings.pins.calibrate(opened)
         settings.pins.apply(opened)
         return PinReceiverRunner(*common, pins=settings.pins, blocks=blocks)
     if settings.fibre is None:
