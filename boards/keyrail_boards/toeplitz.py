@@ -210,7 +210,7 @@ EXPLORED: tuple[Run, ...] = tuple(
         *((128, smallest, 2, ()) for smallest in (4, 16, 32)),
         *((128, 8, splits, (1,) if splits == 2 else ()) for splits in (0, 1, 2, 3)),
         *((256, smallest, 2, ()) for smallest in (4, 16)),
-        *((256, 8, splits, (1,) if splits == 2 else ()) for splits in (0, 1, 2, 3)),
+        *((256, 8, splits, ()) for splits in (0, 1, 2, 3)),
         *((512, smallest, 2, ()) for smallest in (4, 16)),
         *((512, 8, splits, ()) for splits in (0, 1, 2)),
     )
