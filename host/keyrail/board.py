@@ -124,6 +124,10 @@ class Board(ABC):
         """Value of register `name` by field."""
         return self.split(name, self.read(name))
 
+    def input_count(self) -> int:
+        """Inputs of its own that the board has, sync and pulse per second among them."""
+        return self.read("inputs") if self.role is Role.RECEIVER else 0
+
     def split(self, name: str, value: int) -> dict[str, int]:
         """A value of register `name` by field."""
         fields = {}

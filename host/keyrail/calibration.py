@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from keyrail.board import Board, BoardError
-from keyrail.contract import Role, TdcResult
+from keyrail.contract import TdcResult
 from keyrail.errors import SettingError
 
 __all__ = ["Calibration", "CalibrationError", "calibrate", "run_in_background"]
@@ -56,7 +56,7 @@ def _converter(board: Board) -> int:
     BoardError
         If the board has no time-to-digital converter.
     """
-    inputs = board.read("inputs") if board.role is Role.RECEIVER else 0
+    inputs = board.input_count()
     if not inputs:
         raise BoardError(f"{board.name}: no time-to-digital converter: tags come stamped")
     return inputs

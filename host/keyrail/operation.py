@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from keyrail.authentication import (
     other_role,
 )
 from keyrail.board import Board, BoardError
-from keyrail.contract import STATES_PER_WORD, Mode, Role
+from keyrail.contract import Mode, Role
 from keyrail.distil.estimate import DecoySource
 from keyrail.errors import KeyrailError
 from keyrail.exchange import Exchange, Setting
@@ -46,7 +47,7 @@ from keyrail.messages import Message, ProtocolError, decode, encode
 from keyrail.randomness import Label, RandomSource, named_label, security
 from keyrail.session import BlockResult, DistilSettings, ReceiverDistiller, SenderDistiller
 from keyrail.simulated_generator import StatesOf
-from keyrail.source import quantised, random_states
+from keyrail.source import quantised, random_states, whole_words
 from keyrail.station import (
     GeneratorKey,
     ReceiverStation,
@@ -218,10 +219,14 @@ class BlockChannel(LinkEnd):
         else:
             self._messages.append((message, data))
 
-    def receive(self) -> Message:
-        """Take the next message; ProtocolError if the block was given up."""
+    def require_open(self) -> None:
+        """Raise `ProtocolError` if the block was given up."""
         if self.ended:
             raise ProtocolError(self.ended)
+
+    def receive(self) -> Message:
+        """Take the next message; ProtocolError if the block was given up."""
+        self.require_open()
         if not self._messages:
             raise ProtocolError(f"{self.name}: no message has come")
         message, data = self._messages.popleft()
@@ -261,7 +266,7 @@ class BlockChannel(LinkEnd):
         self.phase_transcript = PhaseTranscript()
 
 
-class Runner:
+class Runner(ABC):
     """What both stations' operation shares.
 
     Parameters
@@ -284,6 +289,8 @@ class Runner:
         Monotonic time, s.
     stall_s
         The session is given up if nothing goes on for so long while something is under way.
+    blocks
+        Blocks to make before it ends; None for no end.
 
     Attributes
     ----------
@@ -309,6 +316,7 @@ class Runner:
         polled: bool = False,
         clock: Callable[[], float] = time.monotonic,
         stall_s: float = 120.0,
+        blocks: int | None = None,
     ) -> None:
         self.board, self.exchange, self.pool, self.keystore = board, exchange, pool, keystore
         self.plan, self._say, self._polled = plan, say, polled
@@ -319,6 +327,7 @@ class Runner:
         self.totals: Counter[str] = Counter()
         self.moved = False
         self._clock, self._stall, self._moved_at = clock, stall_s, clock()
+        self._blocks = blocks
         self._generation = exchange.generation
         self._channels: dict[int, BlockChannel] = {}
         self._control = BlockChannel(exchange, self.authenticator, 0)
@@ -370,6 +379,16 @@ class Runner:
             self._moved_at = self._clock()
             self.exchange.give_up(f"nothing has gone on for {self._stall:g} s")
         return self.moved
+
+    @property
+    def finished(self) -> bool:
+        """All blocks asked for have ended, and what was said about them has arrived."""
+        return (
+            self._blocks is not None
+            and self.totals["blocks"] >= self._blocks
+            and self._distilling is None
+            and not self.exchange.unacknowledged
+        )
 
     @property
     def _under_way(self) -> bool:
@@ -469,8 +488,9 @@ class Runner:
         """Channel of a block that the other station opens; None if it may not."""
         return None
 
+    @abstractmethod
     def _operate(self) -> Step:
-        raise NotImplementedError
+        """What the station does in a session."""
 
     def _new_channel(self, block: int) -> BlockChannel:
         self._channels[block] = BlockChannel(self.exchange, self.authenticator, block)
@@ -533,8 +553,7 @@ class Runner:
         station.discard()
         self.totals["blocks sifted"] += 1
         while self._distilling is not None:
-            if channel.ended:
-                raise ProtocolError(channel.ended)
+            channel.require_open()
             yield
         self._distilling = self._distilled(channel, report, part)
 
@@ -633,25 +652,23 @@ class Runner:
         self.exchange.poll()
         self._wipe()
 
+    def _on_host(self, detections_per_slot: float) -> bool:
+        """Whether a block's detections are too many for the board's block memory."""
+        memory = 1 << self.board.read_fields("configuration")["block_memory_log2"]
+        return 1.1 * self.plan.block_slots * detections_per_slot > memory
+
     def _wipe(self) -> None:
         self.board.write("wipe", 1)
         self.board.run()
 
 
 class SenderOperation(Runner):
-    """The sender's station in operation, wherever its light is.
-
-    Parameters
-    ----------
-    blocks
-        Blocks to make before it ends; None for no end.
-    """
+    """The sender's station in operation, wherever its light is."""
 
     role = Role.SENDER
 
-    def __init__(self, *arguments: Any, blocks: int | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._blocks = blocks
         self._epoch = 0
         # Detections a slot that the receiver found in the last training.
         self._share = 1.0
@@ -659,13 +676,7 @@ class SenderOperation(Runner):
     @property
     def finished(self) -> bool:
         """All blocks asked for have ended, and what was said about them has arrived."""
-        return (
-            self._blocks is not None
-            and self.totals["blocks"] >= self._blocks
-            and not self._channels
-            and self._distilling is None
-            and not self.exchange.unacknowledged
-        )
+        return super().finished and not self._channels
 
     def _take_control(self, message: Message, data: bytes) -> None:
         if not isinstance(message, messages.Resume):
@@ -692,19 +703,20 @@ class SenderOperation(Runner):
         self._epoch = int.from_bytes((self.exchange.session or bytes(4))[:4], "little")
         yield from receive(self._control, messages.Ready)
 
-    def _on_host(self) -> bool:
-        """Whether a block's detections are too many for the board's block memory."""
-        memory = 1 << self.board.read_fields("configuration")["block_memory_log2"]
-        return 1.1 * self.plan.block_slots * self._share > memory
-
     def _enter(self, channel: BlockChannel, station: SenderStation) -> None:
         self._stations[channel.block] = station
         self.board.write("mode", Mode.KEY)
         self.board.run()
 
+    def _draw_states(self, slots: int) -> npt.NDArray[np.uint8]:
+        """Secret states of so many slots of a block."""
+        plan = self.plan
+        drawn = self.sources("states").bytes
+        return random_states(drawn, slots, plan.p_z, plan.source.probabilities[0])
+
+    @abstractmethod
     def _quantum(self, channel: BlockChannel) -> Generator[None, None, SenderStation]:
         """Open a block and send its states; returns once they have left."""
-        raise NotImplementedError
 
     def _block(self, channel: BlockChannel) -> Step:
         board, plan = self.board, self.plan
@@ -831,7 +843,7 @@ class SenderRunner(SenderOperation):
         plan = self.plan
         first = self._slot
         # Blocks begin with a whole word of states.
-        self._slot += plan.training_slots + -plan.training_slots % STATES_PER_WORD
+        self._slot += whole_words(plan.training_slots)
         self._control.send(messages.Train(self._epoch, first, plan.training_slots))
         pattern = training_states(plan.training_slots)
         for begin in range(0, plan.training_slots, plan.chunk_slots):
@@ -859,7 +871,7 @@ class SenderRunner(SenderOperation):
         station = SenderStation(self.board, channel, label, made)
         self._enter(channel, station)
         first, last = self._slot, self._slot + plan.block_slots - 1
-        station.open(channel.block, first, last, self._on_host())
+        station.open(channel.block, first, last, self._on_host(self._share))
         yield from receive(channel, messages.BlockOpened)
         yield from self._emit(channel, station, first, last, states_of)
         return station
@@ -877,11 +889,10 @@ class SenderRunner(SenderOperation):
             begin, slots = self._slot, min(plan.chunk_slots, last + 1 - self._slot)
             guard = 0
             if begin + slots > last:
-                guard = GUARD_SLOTS + -(slots + GUARD_SLOTS) % STATES_PER_WORD
+                guard = whole_words(slots + GUARD_SLOTS) - slots
             waits_since = self._clock()
             while True:
-                if channel.ended:
-                    raise ProtocolError(channel.ended)
+                channel.require_open()
                 self._look_up(channel, station)
                 ahead = begin + slots + guard - station.announced_until
                 late = self._clock() - waits_since > self._patience
@@ -892,11 +903,9 @@ class SenderRunner(SenderOperation):
             if states_of is not None:
                 emitted[:slots] = states_of(begin, slots)
             else:
-                emitted[:slots] = random_states(
-                    self.sources("states").bytes, slots, plan.p_z, plan.source.probabilities[0]
-                )
+                emitted[:slots] = self._draw_states(slots)
                 # The board's words end with the block; only the light goes on for the guard.
-                station.emit(emitted[: slots + -slots % STATES_PER_WORD])
+                station.emit(emitted[: whole_words(slots)])
             self._slot += slots + guard
             self._light.emit(begin, emitted)
             self.moved = True
@@ -904,33 +913,16 @@ class SenderRunner(SenderOperation):
 
 
 class ReceiverOperation(Runner):
-    """The receiver's station in operation, wherever its light is.
-
-    Parameters
-    ----------
-    blocks
-        Blocks to make before it ends; None for no end.
-    """
+    """The receiver's station in operation, wherever its light is."""
 
     role = Role.RECEIVER
 
-    def __init__(self, *arguments: Any, blocks: int | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._blocks = blocks
         self._opening: deque[int] = deque()
         self._training = False
         self._tuning: Tuning | None = None
         self._epoch = 0
-
-    @property
-    def finished(self) -> bool:
-        """All blocks asked for have ended, and what was said about them has arrived."""
-        return (
-            self._blocks is not None
-            and self.totals["blocks"] >= self._blocks
-            and self._distilling is None
-            and not self.exchange.unacknowledged
-        )
 
     def _opened(self, block: int, message: Message) -> BlockChannel | None:
         if not isinstance(message, messages.OpenBlock) or block <= self._last_block:
@@ -980,24 +972,27 @@ class ReceiverOperation(Runner):
             raise ProtocolError(f"{train.slots} training slots were not agreed")
         self._training = True
         try:
-            yield from self._trained(train)
+            found = yield from self._trained(train)
+        except (TrainingError, NoPeriodError) as error:
+            self._say(f"training failed: {error}")
+            self._control.send(messages.Trained(False, str(error)[:500], epoch=train.epoch))
+        else:
+            if found is not None:
+                self._tuning = found
+                share = min(1.0, found.detections_per_slot)
+                self._control.send(messages.Trained(True, "", share, train.epoch))
         finally:
             self._training = False
 
-    def _trained(self, train: messages.Train) -> Step:
-        """Learn the slots from published ones, and say whether they were found."""
-        raise NotImplementedError
+    @abstractmethod
+    def _trained(self, train: messages.Train) -> Generator[None, None, Tuning | None]:
+        """Learn the slots from published ones; None if the sender broke off to begin anew.
 
-    def _answer_training(self, train: messages.Train, wrong: str = "") -> None:
-        """Say what came of a training: what is wrong, or the tuning that was found."""
-        if wrong:
-            self._say(f"training failed: {wrong}")
-            answer = messages.Trained(False, wrong[:500], epoch=train.epoch)
-        else:
-            assert self._tuning is not None
-            share = min(1.0, self._tuning.detections_per_slot)
-            answer = messages.Trained(True, "", share, train.epoch)
-        self._control.send(answer)
+        Raises
+        ------
+        TrainingError, NoPeriodError
+            If the slots are not found.
+        """
 
     def _block(self, channel: BlockChannel) -> Step:
         board, tuning = self.board, self._tuning
@@ -1011,9 +1006,7 @@ class ReceiverOperation(Runner):
         self._stations[channel.block] = station
         station.enter_key_mode()
         tuning.apply(board)
-        memory = 1 << board.read_fields("configuration")["block_memory_log2"]
-        expected = 1.1 * self.plan.block_slots * tuning.detections_per_slot
-        station.take_open(block, expected > memory)
+        station.take_open(block, self._on_host(tuning.detections_per_slot))
         channel.send(messages.BlockOpened(block.block_id))
         yield from self._measure(channel, station, tuning, block)
         station.announce_close()
@@ -1033,6 +1026,7 @@ class ReceiverOperation(Runner):
         compare_tallies(tally_report(board), theirs)
         yield from self._hand_over(channel, report, self._distil(channel, station, sifted, report))
 
+    @abstractmethod
     def _measure(
         self,
         channel: BlockChannel,
@@ -1041,7 +1035,6 @@ class ReceiverOperation(Runner):
         block: messages.OpenBlock,
     ) -> Step:
         """Announce the detections of an open block; returns once it is over."""
-        raise NotImplementedError
 
     def _distil(
         self, channel: BlockChannel, station: ReceiverStation, sifted: Sifted, report: BlockReport
@@ -1098,13 +1091,13 @@ class ReceiverRunner(ReceiverOperation):
         super().__init__(*arguments, **options)
         self._light = light
 
-    def _trained(self, train: messages.Train) -> Step:
+    def _trained(self, train: messages.Train) -> Generator[None, None, Tuning | None]:
         self._epoch = train.epoch
         parts = []
         slots = 0
         while slots < train.slots:
             if self._control.pending:
-                return  # the sender's light broke off, and training begins anew
+                return None  # the sender's light broke off, and training begins anew
             clicks = self._light.fetch(train.epoch)
             if clicks is None:
                 yield
@@ -1115,13 +1108,8 @@ class ReceiverRunner(ReceiverOperation):
                 slots += clicks.slots
         times = np.concatenate([part.times for part in parts])
         channels = np.concatenate([part.channels for part in parts])
-        try:
-            pattern = training_states(train.slots)
-            self._tuning = tune(self.board, times, channels, pattern, train.first_slot)
-        except (TrainingError, NoPeriodError) as error:
-            self._answer_training(train, str(error))
-            return
-        self._answer_training(train)
+        pattern = training_states(train.slots)
+        return tune(self.board, times, channels, pattern, train.first_slot)
 
     def _measure(
         self,
@@ -1134,8 +1122,7 @@ class ReceiverRunner(ReceiverOperation):
         before = self.board.ledger("squash")["out"]
         done = False
         while not done:
-            if channel.ended:
-                raise ProtocolError(channel.ended)
+            channel.require_open()
             clicks = self._light.fetch(self._epoch)
             if clicks is None:
                 yield

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from keyrail import messages, tag_input, tag_path
-from keyrail.acquire import NoPeriodError
 from keyrail.board import Board, BoardError
 from keyrail.calibration import calibrate, run_in_background
 from keyrail.contract import (
@@ -35,9 +34,9 @@ from keyrail.operation import (
     SenderOperation,
     Step,
 )
-from keyrail.source import DECOY_BIT, random_states
+from keyrail.source import DECOY_BIT, whole_words
 from keyrail.station import ReceiverStation, SenderStation
-from keyrail.training import TrainingError, training_states
+from keyrail.training import training_states
 from keyrail.tuning import BLANKING_SLOTS, NOMINAL_PERIOD_PS, Tuning, tuned
 
 M = TypeVar("M", messages.Listening, messages.Trained)
@@ -237,14 +236,14 @@ class PinSenderRunner(SenderOperation):
         station = SenderStation(board, channel, self.sources("states").label, clocks=pins.clocks)
         self._enter(channel, station)
         pins.apply(board)
-        training = plan.training_slots + -plan.training_slots % STATES_PER_WORD
+        training = whole_words(plan.training_slots)
         first = training + pins.gap_slots
         # In this order: the receiver is not to open a block that it has not been trained for.
         self._control.send(messages.Train(self._epoch, 0, plan.training_slots))
-        station.open(channel.block, first, first + plan.block_slots - 1, self._on_host(), 0)
+        on_host = self._on_host(self._share)
+        station.open(channel.block, first, first + plan.block_slots - 1, on_host, 0)
         while self._heard(messages.Listening) is None:
-            if channel.ended:
-                raise ProtocolError(channel.ended)
+            channel.require_open()
             yield
         states = np.full(training, PUBLISHED, np.uint8)
         states[: plan.training_slots] = training_states(plan.training_slots)
@@ -253,11 +252,8 @@ class PinSenderRunner(SenderOperation):
         yield from self._fill(channel, station, training, first)
         for begin in range(0, plan.block_slots, plan.chunk_slots):
             slots = min(plan.chunk_slots, plan.block_slots - begin)
-            drawn = random_states(
-                self.sources("states").bytes, slots, plan.p_z, plan.source.probabilities[0]
-            )
-            padded = np.full(slots + -slots % STATES_PER_WORD, PUBLISHED, np.uint8)
-            padded[:slots] = drawn
+            padded = np.full(whole_words(slots), PUBLISHED, np.uint8)
+            padded[:slots] = self._draw_states(slots)
             yield from self._feed(channel, station, padded)
         while not board.read_fields("source_status")["ended"]:
             self._keep_up(channel, station)
@@ -307,8 +303,7 @@ class PinSenderRunner(SenderOperation):
         self.moved = True
 
     def _keep_up(self, channel: BlockChannel, station: SenderStation) -> None:
-        if channel.ended:
-            raise ProtocolError(channel.ended)
+        channel.require_open()
         self._look_up(channel, station)
         self.moved |= station.keep_up()
         if self.board.read_fields("source_status")["starved"]:
@@ -336,7 +331,7 @@ class PinReceiverRunner(ReceiverOperation):
         super().__init__(*arguments, **options)
         self._pins = pins
 
-    def _trained(self, train: messages.Train) -> Step:
+    def _trained(self, train: messages.Train) -> Generator[None, None, Tuning | None]:
         self._tuning = None
         # Between blocks: as the board warms up, so do its delay lines.
         self._pins.calibrate(self.board)
@@ -351,26 +346,16 @@ class PinReceiverRunner(ReceiverOperation):
                 if isinstance(message, messages.Train):
                     # The sender gave its block up, and begins anew.
                     listener.end()
-                    yield from self._trained(message)
-                    return
+                    yield from self._train(message)
+                    return None
                 if isinstance(message, messages.TrainingSent) and message.epoch == train.epoch:
                     sent, until = True, listener.now_ps + LATE_PS
             self.moved |= listener.take()
             yield
         times, channels = listener.end()
-        try:
-            found = tuned(
-                times,
-                channels,
-                training_states(train.slots),
-                train.first_slot,
-                self._pins.period_ps,
-            )
-        except (TrainingError, NoPeriodError) as error:
-            self._answer_training(train, str(error))
-            return
-        self._tuning = replace(found, origin_ps=found.origin_ps + listener.origin_ps)
-        self._answer_training(train)
+        pattern = training_states(train.slots)
+        found = tuned(times, channels, pattern, train.first_slot, self._pins.period_ps)
+        return replace(found, origin_ps=found.origin_ps + listener.origin_ps)
 
     def _measure(
         self,
@@ -381,8 +366,7 @@ class PinReceiverRunner(ReceiverOperation):
     ) -> Step:
         board = self.board
         while board.read("tracker_slot") <= block.last_slot + GUARD_SLOTS:
-            if channel.ended:
-                raise ProtocolError(channel.ended)
+            channel.require_open()
             self.moved |= station.collect()
             yield
         board.run()

@@ -321,7 +321,7 @@ def _click(bench: _Bench, times: npt.NDArray[np.int64], channels: npt.NDArray[np
 def _oscillator(bench: _Bench) -> str:
     """Calibrate every input by the free-running oscillator on the chip."""
     board = bench.board
-    inputs = board.read("inputs") if board.role is Role.RECEIVER else 0
+    inputs = board.input_count()
     if not inputs:
         raise _Absent("no time-to-digital converter: tags come stamped")
     before = board.ledger("tdc")

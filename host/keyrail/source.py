@@ -126,6 +126,11 @@ def threshold(name: str, probability: float) -> int:
     return round(probability * 65536)
 
 
+def whole_words(slots: int) -> int:
+    """Slots of the words of states that so many slots take."""
+    return slots + -slots % STATES_PER_WORD
+
+
 def state_words(states: NDArray[np.uint8]) -> Structured:
     """Pack states as they go to the board, 3 bits a slot.
 

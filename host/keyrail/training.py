@@ -156,6 +156,15 @@ class Synchronisation:
     origin_ps: int
     visibility: float
 
+    @property
+    def period_ps(self) -> float:
+        """Slot period, ps."""
+        return self.period / (1 << PERIOD_FRACTION_BITS)
+
+    def slot_0_ps(self, first_slot: int) -> int:
+        """When slot 0 begins, ps, if the pattern's first one has the number `first_slot`."""
+        return self.origin_ps - (first_slot * self.period >> PERIOD_FRACTION_BITS)
+
 
 def synchronise(
     times: npt.NDArray[np.int64],

@@ -160,8 +160,7 @@ def tune(
     gated = gated[gated["kind"] == TagKind.CLICK]
     relative = gated["slot"].astype(np.int64) * NOMINAL_PERIOD_PS + gated["phase"].astype(np.int64)
     found = synchronise(relative, gated["channel"], pattern, 1e12 / NOMINAL_PERIOD_PS)
-    period_ps = found.period / (1 << PERIOD_FRACTION_BITS)
-    origin = start + found.origin_ps - (first_slot * found.period >> PERIOD_FRACTION_BITS)
+    origin = start + found.slot_0_ps(first_slot)
 
     # The gate comes from the board's own histogram, with the slots as they will be used.
     tag_path.set_slots(board, found.period, origin)
@@ -174,9 +173,9 @@ def tune(
         raise BoardError(f"{board.name}: no histogram in instrument mode")
     bin_ps = 1 << board.read("histogram_shift")
     # One window for all channels: unequal gates would tell detectors apart.
-    gate = acquire.window(histogram.sum(axis=0), bin_ps, period_ps)
+    gate = acquire.window(histogram.sum(axis=0), bin_ps, found.period_ps)
     share = len(gated) / len(pattern)
-    phases = _phases(relative - found.origin_ps, gated["channel"], period_ps)
+    phases = _phases(relative - found.origin_ps, gated["channel"], found.period_ps)
     return Tuning(found.period, origin, gate, found.visibility, share, phases)
 
 
@@ -210,8 +209,8 @@ def tuned(
     begin = int(times[0])
     relative = times - begin
     found = synchronise(relative, channels, pattern, 1e12 / nominal_ps)
-    period_ps = found.period / (1 << PERIOD_FRACTION_BITS)
-    origin = begin + found.origin_ps - (first_slot * found.period >> PERIOD_FRACTION_BITS)
+    period_ps = found.period_ps
+    origin = begin + found.slot_0_ps(first_slot)
     since_origin = relative - found.origin_ps
     bin_ps = 1 << tag_path.histogram_shift(found.period)
     bins = np.mod(since_origin, period_ps).astype(np.int64) // bin_ps

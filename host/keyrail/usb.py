@@ -814,7 +814,7 @@ class UsbBoard(Board):
         """
         until = self._clock() + self.settings.rest_s
         if self._has_inputs is None:
-            self._has_inputs = self.role is Role.RECEIVER and self.read("inputs") > 0
+            self._has_inputs = self.input_count() > 0
         while True:
             self._alive()
             with self._change:

@@ -8,6 +8,7 @@ own: nothing waits for the host.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from keyrail import tag_path
 from keyrail.board import Board
-from keyrail.contract import STATE_WORD, BlockCommand, Role, Stream, TagKind
+from keyrail.contract import STATE_WORD, STATES_PER_WORD, BlockCommand, Role, Stream, TagKind
 from keyrail.layouts import unpack
 from keyrail.operation import Plan, ReceiverOperation, SenderOperation
 from keyrail.pin_operation import (
@@ -26,7 +27,7 @@ from keyrail.pin_operation import (
     PinSenderRunner,
     SourcePins,
 )
-from keyrail.source import PRESENT_BIT
+from keyrail.source import PRESENT_BIT, word_states
 from keyrail_sim.model_board import ModelReceiver
 from keyrail_sim.photonics import LinkSettings, Photonics
 from keyrail_sim.two_stations import SHORT_PLAN, TwoStations
@@ -34,7 +35,6 @@ from keyrail_sim.verilated import CLOCK_PS, Design, VerilatedBoard
 
 ACCESS_CLOCKS = 6
 """Clocks of a register access at most, in which a simulated board takes no word of states."""
-WORD_SLOTS = 16
 EPOCH_PS = (1 << 47) + 12_345_678_901
 """The receiver's time when the simulation begins: in the upper half of its range."""
 
@@ -57,9 +57,7 @@ class PinSender(VerilatedBoard):
     def send_bytes(self, stream: Stream, data: npt.NDArray[np.uint8]) -> None:
         super().send_bytes(stream, data)
         if stream.name == "states":
-            words = unpack(STATE_WORD, data)
-            codes = np.stack([words[field.name] for field in STATE_WORD.fields if field.bits == 3])
-            self._fed.append(codes.T.reshape(-1).astype(np.uint8))
+            self._fed.append(word_states(unpack(STATE_WORD, data)))
             self.slots_fed += self._fed[-1].size
 
     def emitted(self, first: int, last: int) -> npt.NDArray[np.uint8]:
@@ -83,7 +81,7 @@ class PinSender(VerilatedBoard):
     def _between_words(self) -> None:
         # A cable would have words of states waiting on the board meanwhile.
         if self.began is not None:
-            word = WORD_SLOTS * self.clocks
+            word = STATES_PER_WORD * self.clocks
             left = word - (self.cycles - self.began) % word
             if left <= ACCESS_CLOCKS:
                 super().step(left)
@@ -126,9 +124,9 @@ class _Inputs(Board):
             self._marker = False
         self.send("tags", records)
 
+    @abstractmethod
     def pass_time(self, clocks: int) -> None:
         """Let so many clocks pass."""
-        raise NotImplementedError
 
 
 class PinReceiver(_Inputs, VerilatedBoard):

@@ -34,7 +34,7 @@ from keyrail.contract import (
 )
 from keyrail.layouts import Structured, zeros
 from keyrail.randomness import TestRandom
-from keyrail.source import random_states, state_words
+from keyrail.source import random_states, state_words, whole_words
 from keyrail.state_copy import HORIZON_SLOTS, StateCopy
 from keyrail.station import announced_slots, check_tallies
 from keyrail.usb import PAYLOAD_MBPS
@@ -430,7 +430,7 @@ def sender_clocks(count: int = 20_000) -> dict[str, float]:
 
         few = count // 8
         slots = ring + 4 * few
-        slots += -slots % STATES_PER_WORD
+        slots = whole_words(slots)
         sender.start(slots - 1, generator=1)
         clocks["slot made by the generator"] = sender.run() / slots
         board.send("announcements", _announce(announced[:few], 0))

@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from keyrail.contract import RECALLED
+from keyrail.contract import RECALLED, STATES_PER_WORD
 from keyrail.layouts import Structured, zeros
 
 from .chacha20 import blocks
 
-_WORD_SLOTS, _BITS = 16, 512
+_BITS = 512
 
 
 class Generator:
@@ -50,20 +50,22 @@ class Generator:
     def states(self, first_slot: int, count: int) -> npt.NDArray[np.uint8]:
         """Codes (basis, bit, intensity) of `count` slots in a row from `first_slot` on."""
         end = first_slot + count
-        words = np.arange(first_slot // _WORD_SLOTS, -(-end // _WORD_SLOTS), dtype=np.int64)
+        words = np.arange(first_slot // STATES_PER_WORD, -(-end // STATES_PER_WORD), dtype=np.int64)
         groups = np.arange(first_slot // _BITS, -(-end // _BITS), dtype=np.int64)
         choices = self._blocks(words, 0).reshape(-1)
         packed = np.ascontiguousarray(self._blocks(groups, 1).astype("<u4")).view(np.uint8)
         bits = np.unpackbits(packed.reshape(-1), bitorder="little")
         return self._codes(
-            choices[first_slot % _WORD_SLOTS :][:count], bits[first_slot % _BITS :][:count]
+            choices[first_slot % STATES_PER_WORD :][:count], bits[first_slot % _BITS :][:count]
         )
 
     def states_at(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Codes (basis, bit, intensity) of any slots."""
         if len(slots) == 0:
             return np.zeros(0, np.uint8)
-        choices = self._blocks(slots // _WORD_SLOTS, 0)[np.arange(len(slots)), slots % _WORD_SLOTS]
+        choices = self._blocks(slots // STATES_PER_WORD, 0)[
+            np.arange(len(slots)), slots % STATES_PER_WORD
+        ]
         packed = np.ascontiguousarray(self._blocks(slots // _BITS, 1).astype("<u4")).view(np.uint8)
         at = slots % _BITS
         held = packed[np.arange(len(slots)), at // 8] >> (at % 8).astype(np.uint8)
