@@ -5,6 +5,7 @@ A bench file holds cocotb benches (coroutines decorated with ``@cocotb.test()``,
 not begin with ``test_``) and one pytest function that calls `run` for the block.
 """
 
+import fcntl
 import hashlib
 import inspect
 import json
@@ -68,38 +69,41 @@ def run(
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     build = BUILD / simulator / f"{name}-{digest}"
     build.mkdir(parents=True, exist_ok=True)
-    source = build / f"{name}.v"
-    source.write_text(text)
-    runner = get_runner(simulator)
-    arguments = ["-Wno-fatal", "-O3", "--x-initial", "0"] if simulator == "verilator" else []
-    runtime = _runtime(simulator, arguments)
-    for kept in runtime.glob("*.o"):
-        # Newer than the makefile that Verilator is about to write, on which they depend.
-        shutil.copyfile(kept, build / kept.name)
-        os.utime(build / kept.name, (time.time() + 3600,) * 2)
-    runner.build(
-        sources=[source],
-        hdl_toplevel=name,
-        build_dir=build,
-        build_args=arguments,
-        timescale=("1ns", "1ps"),
-        log_file=build / "build.log",
-    )
-    _keep_runtime(build, runtime)
-    results = runner.test(
-        hdl_toplevel=name,
-        test_module=module,
-        build_dir=build,
-        test_dir=build,
-        results_xml=str(build / f"results-{module}.xml"),
-        log_file=build / f"{module}.log",
-        extra_env={
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *map(str, _path())]),
-            "KEYRAIL_SEED": str(SEED),
-            "KEYRAIL_INPUTS": json.dumps(["clk", "rst", *_inputs(component)]),
-            **{f"KEYRAIL_{k.upper()}": str(v) for k, v in (parameters or {}).items()},
-        },
-    )
+    # Two files of benches may have one block: the second waits until the first has run.
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        source = build / f"{name}.v"
+        source.write_text(text)
+        runner = get_runner(simulator)
+        arguments = ["-Wno-fatal", "-O3", "--x-initial", "0"] if simulator == "verilator" else []
+        runtime = _runtime(simulator, arguments)
+        for kept in runtime.glob("*.o"):
+            # Newer than the makefile that Verilator is about to write, on which they depend.
+            shutil.copyfile(kept, build / kept.name)
+            os.utime(build / kept.name, (time.time() + 3600,) * 2)
+        runner.build(
+            sources=[source],
+            hdl_toplevel=name,
+            build_dir=build,
+            build_args=arguments,
+            timescale=("1ns", "1ps"),
+            log_file=build / "build.log",
+        )
+        _keep_runtime(build, runtime)
+        results = runner.test(
+            hdl_toplevel=name,
+            test_module=module,
+            build_dir=build,
+            test_dir=build,
+            results_xml=str(build / f"results-{module}.xml"),
+            log_file=build / f"{module}.log",
+            extra_env={
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *map(str, _path())]),
+                "KEYRAIL_SEED": str(SEED),
+                "KEYRAIL_INPUTS": json.dumps(["clk", "rst", *_inputs(component)]),
+                **{f"KEYRAIL_{k.upper()}": str(v) for k, v in (parameters or {}).items()},
+            },
+        )
     count, failed = get_results(results)
     log = (build / f"{module}.log").read_text()[-4000:]
     assert count > 0, f"{module} holds no bench\n{log}"
