@@ -1,11 +1,44 @@
 # SPDX-License-Identifier: CERN-OHL-W-2.0
 """Stages between the blocks of a long path."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Skid", "Stage"]
+__all__ = ["Skid", "Stage", "skid"]
+
+
+def skid(
+    m: Module,
+    i: stream.Interface,
+    held: Value,
+    full: Signal,
+    payload: Value,
+    valid: Signal,
+    moves: ValueLike,
+) -> None:
+    """The two registers of a `Skid`, for a block that writes to the second one itself too.
+
+    Parameters
+    ----------
+    m
+        Module that they are driven in.
+    i
+        Stream that comes in.
+    held, full
+        First register, and whether there is a record in it.
+    payload, valid
+        Second register, which goes out, and whether there is a record in it.
+    moves
+        1: the second one takes what is there.
+    """
+    m.d.comb += i.ready.eq(~full)
+    with m.If(~full):
+        m.d.sync += held.eq(i.payload)
+    with m.If(moves):
+        m.d.sync += [payload.eq(Mux(full, held, i.payload)), valid.eq(full | i.valid)]
+    # By its data input: a set and a clear would take a control set of their own.
+    m.d.sync += full.eq(~moves & (full | i.valid))
 
 
 class Skid(wiring.Component):
@@ -37,18 +70,9 @@ class Skid(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        held, full = self.held, self.full
         moves = Signal()
-        m.d.comb += [self.i.ready.eq(~full), moves.eq(~self.o.valid | self.o.ready)]
-        with m.If(~full):
-            m.d.sync += held.eq(self.i.payload)
-        with m.If(moves):
-            m.d.sync += [
-                self.o.payload.eq(Mux(full, held, self.i.payload)),
-                self.o.valid.eq(full | self.i.valid),
-            ]
-        # By its data input: a set and a clear would take a control set of their own.
-        m.d.sync += full.eq(~moves & (full | self.i.valid))
+        m.d.comb += moves.eq(~self.o.valid | self.o.ready)
+        skid(m, self.i, self.held, self.full, self.o.payload, self.o.valid, moves)
         return m
 
 

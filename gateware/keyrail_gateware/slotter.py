@@ -24,6 +24,7 @@ from keyrail.contract import (
 from .division import FULL, Fabric, estimate, product, remainder
 from .layouts import layout
 from .ledger import Counts, Ledger
+from .skid import skid
 
 __all__ = ["CORRECTION", "Slotter"]
 
@@ -191,18 +192,8 @@ class Slotter(wiring.Component):
         arriving, arriving_valid = Signal(layout(TAG)), Signal()
         held_back, full = Signal(layout(TAG)), Signal()
         follows = Signal()
-        m.d.comb += [
-            self.i.ready.eq(~full),
-            follows.eq((~arriving_valid | take) & ~again.any()),
-        ]
-        with m.If(~full):
-            m.d.sync += held_back.eq(self.i.payload)
-        with m.If(follows):
-            m.d.sync += [
-                arriving.eq(Mux(full, held_back, self.i.payload)),
-                arriving_valid.eq(full | self.i.valid),
-            ]
-        m.d.sync += full.eq(~follows & (full | self.i.valid))
+        m.d.comb += follows.eq((~arriving_valid | take) & ~again.any())
+        skid(m, self.i, held_back, full, arriving, arriving_valid, follows)
 
         entry, entry_valid = Signal(layout(TAG)), Signal()
         click, bad, aside = Signal(), Signal(), Signal()  # aside: bad or early
