@@ -562,11 +562,19 @@ class Runner(ABC):
         if ended:
             self._end(report)
 
-    def _finish_block(self, report: BlockReport, result: BlockResult) -> None:
-        report.result, report.reason = result, result.reason
-        if result.secret is not None:
-            result.secret[:] = 0
-            result.secret = None
+    def _run(
+        self, distiller: SenderDistiller | ReceiverDistiller, sifted: Sifted, report: BlockReport
+    ) -> Step:
+        """Distil a block to its end; whatever that is, sifted and secret key are wiped."""
+        try:
+            yield from distiller.run()
+        finally:
+            sifted.key[:] = 0
+            result = distiller.result
+            report.result, report.reason = result, result.reason
+            if result.secret is not None:
+                result.secret[:] = 0
+                result.secret = None
 
     def _key_id(self, channel: BlockChannel) -> str:
         text = channel.session + channel.block.to_bytes(8, "little")
@@ -776,11 +784,7 @@ class SenderOperation(Runner):
             channel, sifted.key, sifted.key_intensity, sifted.test_intensity,
             self.settings, self.sources, station.hash_block, closing,
         )  # fmt: skip
-        try:
-            yield from distiller.run()
-        finally:
-            sifted.key[:] = 0
-            self._finish_block(report, distiller.result)
+        yield from self._run(distiller, sifted, report)
 
 
 class SenderRunner(SenderOperation):
@@ -1071,11 +1075,7 @@ class ReceiverOperation(Runner):
             channel, sifted.key, sifted.test_error,
             self.settings, self.sources, station.hash_block, closing,
         )  # fmt: skip
-        try:
-            yield from distiller.run()
-        finally:
-            sifted.key[:] = 0
-            self._finish_block(report, distiller.result)
+        yield from self._run(distiller, sifted, report)
 
 
 class ReceiverRunner(ReceiverOperation):
